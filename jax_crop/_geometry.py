@@ -1,0 +1,142 @@
+"""Where the samples of a box stand along one axis: box edges -> pixel index, fraction, inside.
+
+A `Lattice` says how samples divide a box and where the image's pixels lie; `locate` applies it to boxes. Rows and columns are
+independent, so that tables of shape ``[N, n]`` per axis are all that sampling needs.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from jax.typing import DTypeLike
+
+from jax_crop import _exact
+from jax_crop._exact import Integers
+
+
+class Lattice(NamedTuple):
+    """The samples of a box from ``start`` to ``stop``, in integers, so that no rounding enters.
+
+    With ``place = start * to_start + stop * to_stop``, a sample stands at pixel ``place * scale / steps + half_shift / 2``,
+    pixel centres being whole numbers, and is inside where ``lower <= place <= upper``. ``steps`` is even. Integers are
+    NumPy's or Python's where they are known while tracing, and broadcast to ``[N, n]``.
+    """
+
+    to_start: Integers
+    to_stop: Integers
+    steps: Integers
+    scale: int
+    half_shift: int
+    lower: Integers
+    upper: Integers
+
+
+def corners(size: int, samples: int) -> Lattice:
+    """First and last sample on the box's edges; 0 and 1 are the centres of the first and the last pixel."""
+    a = np.arange(samples, dtype=np.int32)[None]
+    # The factor 2 makes the number of steps even; a single sample stands in the middle.
+    to_start, to_stop = (2 * a[:, ::-1], 2 * a) if samples > 1 else (a + 1, a + 1)
+    steps = max(2 * (samples - 1), 2)
+    return Lattice(to_start, to_stop, steps, scale=size - 1, half_shift=0, lower=0, upper=steps)
+
+
+def centres(size: int, samples: int) -> Lattice:
+    """Samples at the centres of equal bins; 0 and 1 are the outer edges of the first and the last pixel."""
+    to_stop = 2 * np.arange(samples, dtype=np.int32)[None] + 1
+    steps = 2 * samples
+    return Lattice(steps - to_stop, to_stop, steps, scale=size, half_shift=-1, lower=0, upper=steps)
+
+
+class Axis(NamedTuple):
+    """Samples along one axis, ``[N, n]`` each: between pixels ``index`` and ``index + 1``, at ``fraction`` of the way.
+
+    ``index`` is at most the last pixel but one, and the fraction 1 on the last pixel: so the two pixels also give the slope
+    there. Of a single pixel, fraction is 0.
+    """
+
+    index: Array
+    fraction: Array
+    inside: Array
+
+
+def locate(start: Array, stop: Array, size: Integers, lattice: Lattice, dtype: DTypeLike) -> Axis:
+    """The samples of boxes along one axis.
+
+    Args:
+        start: ``[N]`` float32 or float64, the boxes' first edges along the axis; any value, finite or not.
+        stop: ``[N]``, the other edges; below ``start`` the crop is flipped.
+        size: the number of pixels along the axis.
+        lattice: how the samples lie in a box.
+        dtype: of the fractions.
+
+    Returns:
+        The samples. Between which pixels they stand and whether they are inside is decided as exact arithmetic decides it
+        on the floats given. The fraction's derivative is that of the position: exactly on a pixel toward higher indices, at
+        the last pixel toward the inside, and 0 where the position is clamped or outside.
+    """
+    start, stop = start[:, None], stop[:, None]
+    index, fraction, on_pixel, inside = lax.stop_gradient(_place(start, stop, lattice))
+
+    # Beyond the centres of the first and the last pixel the position is clamped to them.
+    last = jnp.asarray(size - 1, jnp.int32)
+    moves = inside & (index >= 0) & ((index < last) | ((index == last) & on_pixel))
+    before_last = jnp.maximum(last - 1, 0)
+    fraction = jnp.where(index < 0, 0, jnp.where(index < last, fraction, (last - before_last).astype(fraction.dtype)))
+
+    steps = jnp.asarray(lattice.steps, start.dtype)
+    position = sum(
+        jnp.where(moves, edge, 0) * (jnp.asarray(weight, edge.dtype) * lattice.scale / steps)
+        for edge, weight in ((start, lattice.to_start), (stop, lattice.to_stop))
+    )
+    return Axis(jnp.clip(index, 0, before_last), _moving_with(fraction, position).astype(dtype), inside)
+
+
+def nearest(start: Array, stop: Array, size: int, lattice: Lattice, dtype: DTypeLike) -> Axis:
+    """As `locate`, with the pixel nearest to each sample, halves rounded up, as the index and 0 as the fraction."""
+    # The nearest pixel is the one below what stands half a pixel further on.
+    lattice = lattice._replace(half_shift=lattice.half_shift + 1)
+    index, _, _, inside = _place(start[:, None], stop[:, None], lattice)
+    return Axis(jnp.clip(index, 0, size - 1), jnp.zeros(index.shape, dtype), inside)
+
+
+@jax.custom_jvp
+def _moving_with(fraction: Array, position: Array) -> Array:
+    """The fraction, whose value is exact, with the derivative of the position, which is linear in the box."""
+    del position
+    return fraction
+
+
+_moving_with.defjvps(None, lambda position_dot, *_: position_dot)
+
+
+def _place(start: Array, stop: Array, lattice: Lattice) -> tuple[Array, Array, Array, Array]:
+    """For each sample: the pixel below, the fraction beyond, whether that is exactly 0, whether the sample is inside."""
+    dtype = start.dtype
+    finite = jnp.isfinite(start) & jnp.isfinite(stop)
+    place = _exact.dot(
+        (jnp.where(finite, start, 0), lattice.to_start),
+        (jnp.where(finite, stop, 0), lattice.to_stop),
+    )
+    lower, upper = (jnp.asarray(bound, dtype) for bound in (lattice.lower, lattice.upper))
+    inside = finite & place.at_least(lower) & place.at_most(upper)
+    place = _exact.Pair(*(jnp.where(inside, part, 0) for part in place))
+
+    # The position in steps, of which the integer part is kept in int32 and the rest as a pair in [0, 1).
+    whole, rest = place.floor()
+    if lattice.scale != 1:
+        more, rest = _exact.dot((rest.high, lattice.scale), (rest.low, lattice.scale)).floor()
+        whole = whole * lattice.scale + more
+    whole += lattice.half_shift * (lattice.steps // 2)
+    index = whole // lattice.steps
+    remainder = whole - index * lattice.steps
+    fraction = (remainder.astype(dtype) + rest.high) / jnp.asarray(lattice.steps, dtype)
+    return index, fraction, (remainder == 0) & (rest.high == 0), inside
+
+
+def of_items(rows: Axis, items: Array, batch: int, height: int) -> Axis:
+    """Rows of the items of a batch as rows of the images one below the other; of an item that is none, all are outside."""
+    exists = (items >= 0) & (items < batch)
+    first = jnp.where(exists, items, 0) * height
+    return rows._replace(index=rows.index + first[:, None], inside=rows.inside & exists[:, None])

@@ -1,0 +1,48 @@
+"""Eight devices and quiet logs, set before JAX and TensorFlow are imported; hypothesis' profile; modes of JAX."""
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+
+import contextlib
+
+import jax
+import pytest
+from hypothesis import HealthCheck, settings
+
+settings.register_profile(
+    "tests",
+    deadline=None,  # an example may have to compile
+    max_examples=40,
+    derandomize="CI" in os.environ,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+settings.load_profile("tests")
+
+
+@contextlib.contextmanager
+def jax_config(**options):
+    """JAX under other options for a while."""
+    before = {name: getattr(jax.config, name) for name in options}
+    try:
+        for name, value in options.items():
+            jax.config.update(name, value)
+        yield
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+
+
+@pytest.fixture
+def x64():
+    with jax_config(jax_enable_x64=True):
+        yield
+
+
+@pytest.fixture(params=[False, True], ids=["x32", "x64"])
+def with_and_without_x64(request):
+    with jax_config(jax_enable_x64=request.param):
+        yield request.param

@@ -1,0 +1,302 @@
+"""Boxes and points: formats, coordinates, and pyramid levels.
+
+Pure functions on boxes `[..., 4]`, with any number of leading axes; they jit, vmap and differentiate. Lists, NumPy and
+JAX arrays are taken; floating types are kept (the first argument's, where there are two) and integers become float32.
+
+Convention:
+    A box is `[y1, x1, y2, x2]`, a point `(y, x)`, a size `(height, width)`; y counts down from the top, x right from
+    the left. A box may be flipped (`y2 < y1`): its crop is mirrored, and it stays flipped. *Normalized* coordinates are
+    those of `jax_crop.crop_and_resize`, and `align_corners`, given as it is given there, says what they count from:
+
+    | `align_corners` | 0 and 1 are | pixel `i` is | the whole image, in pixels | `pixel =` |
+    |---|---|---|---|---|
+    | `True` | the centres of the first and last pixel | the point `i` | `[0, 0, H-1, W-1]` | `normalized * (size-1)` |
+    | `False` | the outer edges of those pixels | the span `[i, i+1]` | `[0, 0, H, W]` | `normalized * size` |
+
+    Pixels of a *crop* are counted from their centres in both cases: pixel 0 stands at 0, the last of `n` at `n - 1`.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.typing import ArrayLike
+
+from jax_crop import _arguments
+
+Values = ArrayLike | Sequence[Any]
+Format = Literal["yxyx", "xyxy", "xywh", "cxcywh"]
+
+_TO_YXYX: dict[str, Callable[..., tuple[Array, ...]]] = {
+    "yxyx": lambda y1, x1, y2, x2: (y1, x1, y2, x2),
+    "xyxy": lambda x1, y1, x2, y2: (y1, x1, y2, x2),
+    "xywh": lambda x, y, w, h: (y, x, y + h, x + w),
+    "cxcywh": lambda x, y, w, h: (y - h / 2, x - w / 2, y + h / 2, x + w / 2),
+}
+_FROM_YXYX: dict[str, Callable[..., tuple[Array, ...]]] = {
+    "yxyx": lambda y1, x1, y2, x2: (y1, x1, y2, x2),
+    "xyxy": lambda y1, x1, y2, x2: (x1, y1, x2, y2),
+    "xywh": lambda y1, x1, y2, x2: (x1, y1, x2 - x1, y2 - y1),
+    "cxcywh": lambda y1, x1, y2, x2: ((x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1),
+}
+
+
+def convert(boxes: Values, source: Format, target: Format) -> Array:
+    """Rewrite boxes from one format in another.
+
+    Args:
+        boxes: `[..., 4]`, in any unit.
+        source: the format of `boxes`: `"yxyx"` `[y1, x1, y2, x2]` (this library's), `"xyxy"` `[x1, y1, x2, y2]`,
+            `"xywh"` `[x1, y1, width, height]` (COCO's) or `"cxcywh"` `[centre x, centre y, width, height]` (YOLO's).
+        target: the format of the result, likewise.
+
+    Raises:
+        ValueError: if a format is unknown.
+
+    Examples:
+        >>> convert([10, 20, 30, 40], "xywh", "yxyx")
+        Array([20., 10., 60., 40.], dtype=float32)
+    """
+    to_yxyx = _TO_YXYX[_arguments.choice("source", source, list(_TO_YXYX))]
+    from_yxyx = _FROM_YXYX[_arguments.choice("target", target, list(_FROM_YXYX))]
+    boxes = _floats(boxes, "boxes", (4,))
+    if source == target:
+        return boxes  # to the bit
+    return jnp.stack(from_yxyx(*to_yxyx(*jnp.unstack(boxes, axis=-1))), axis=-1)
+
+
+def normalize(boxes: Values, image_size: Values, *, align_corners: bool = True) -> Array:
+    """Pixel coordinates to the normalized coordinates that `jax_crop.crop_and_resize` takes.
+
+    Convention:
+        With `align_corners=True`, `pixel / (size - 1)`, pixel centres at whole numbers; with `align_corners=False`,
+        `pixel / size`, pixel edges at whole numbers. Annotated boxes mostly count from edges: subtract 0.5 from them
+        for `align_corners=True`. On an axis of one pixel, where `size - 1` is 0, the divisor is 1.
+
+    Args:
+        boxes: boxes `[..., 4]` or points `[..., 2]`, in pixels.
+        image_size: `(height, width)` in pixels; a JAX array of shape `[2]` may be traced.
+        align_corners: as for the crop.
+
+    Examples:
+        >>> normalize([0, 0, 239, 319], image_size=(240, 320))
+        Array([0., 0., 1., 1.], dtype=float32)
+        >>> normalize([0, 0, 120, 320], image_size=(240, 320), align_corners=False)
+        Array([0. , 0. , 0.5, 1. ], dtype=float32)
+    """
+    boxes = _floats(boxes, "boxes", (4, 2))
+    return _fraction(boxes, _per_coordinate(jnp.maximum(_length(image_size, align_corners), 1), boxes, "image_size"))
+
+
+def denormalize(boxes: Values, image_size: Values, *, align_corners: bool = True) -> Array:
+    """Normalized coordinates to pixel coordinates: the inverse of `normalize`, with its convention and arguments.
+
+    With `align_corners=True`, on an axis of one pixel, every coordinate is 0: crops read that one centre everywhere.
+
+    Examples:
+        >>> denormalize([0.0, 0.5, 1.0, 1.0], image_size=(241, 321))
+        Array([  0., 160., 240., 320.], dtype=float32)
+    """
+    boxes = _floats(boxes, "boxes", (4, 2))
+    return boxes * _per_coordinate(_length(image_size, align_corners), boxes, "image_size")
+
+
+def scale(boxes: Values, factor: Values) -> Array:
+    """Scale boxes about their centres.
+
+    Args:
+        boxes: `[..., 4]`, in any unit.
+        factor: a number, or `(factor_y, factor_x)`; may be traced. A negative one flips.
+
+    Examples:
+        >>> scale([10, 10, 20, 30], 2)
+        Array([ 5.,  0., 25., 40.], dtype=float32)
+    """
+    boxes = _floats(boxes, "boxes", (4,))
+    first, last = jnp.split(boxes, 2, axis=-1)
+    return _grow(boxes, (last - first) * ((_per_coordinate(factor, first, "factor") - 1) / 2))
+
+
+def make_square(boxes: Values) -> Array:
+    """Widen the shorter side to the length of the longer one, about the same centre.
+
+    The result is square in the unit of the boxes: for a crop that is square on the image, call it before `normalize`.
+
+    Args:
+        boxes: `[..., 4]`, in any unit.
+
+    Examples:
+        >>> make_square([10, 10, 20, 30])
+        Array([ 5., 10., 25., 30.], dtype=float32)
+    """
+    boxes = _floats(boxes, "boxes", (4,))
+    first, last = jnp.split(boxes, 2, axis=-1)
+    direction = jnp.where(last < first, -1, 1).astype(boxes.dtype)
+    sides = (last - first) * direction
+    return _grow(boxes, direction * (jnp.max(sides, axis=-1, keepdims=True) - sides) / 2)
+
+
+def clip(boxes: Values, upper: Values = 1.0) -> Array:
+    """Limit boxes to the image, from 0 to `upper` on each axis.
+
+    Args:
+        boxes: boxes `[..., 4]` or points `[..., 2]`.
+        upper: a number, or `(upper_y, upper_x)`; may be traced. The default is for normalized boxes; boxes in pixels
+            take the image size, `(H, W)`, where they count from edges, and `(H-1, W-1)` where they count from centres.
+
+    Examples:
+        >>> clip([-0.5, 0.25, 0.5, 1.5])
+        Array([0.  , 0.25, 0.5 , 1.  ], dtype=float32)
+    """
+    boxes = _floats(boxes, "boxes", (4, 2))
+    return jnp.clip(boxes, 0, _per_coordinate(upper, boxes, "upper"))
+
+
+def to_crop(points: Values, boxes: Values, crop_size: Sequence[int], *, align_corners: bool = True) -> Array:
+    """Where points of the image are in its crops.
+
+    Convention:
+        Sample `a` of `n` along an axis stands at `(y1 * (n-1-a) + y2 * a) / (n-1)` in the image, and at
+        `y1 + (y2 - y1) * (a + 1/2) / n` with `align_corners=False`, or where `n` is 1. A box without height (width)
+        shows one line only, and every point is put on the middle row (column) of its crop.
+
+    Args:
+        points: normalized points `[*N, ..., 2]`, or boxes `[*N, ..., 4]`: for each crop, any number of them.
+        boxes: the normalized boxes `[*N, 4]` that were cut out. Leading axes broadcast: `points[None]` and `[N, 4]` put
+            all points into all crops.
+        crop_size: `(height, width)` in pixels.
+        align_corners: as for the crop.
+
+    Returns:
+        The points (or boxes) in pixels of the crop, whose centres are at whole numbers; also those beyond its borders.
+
+    Raises:
+        ValueError: if the leading axes of `points` and `boxes` do not fit.
+
+    Examples:
+        >>> to_crop([0.5, 0.25], [0.0, 0.0, 1.0, 0.5], crop_size=(5, 5))
+        Array([2., 2.], dtype=float32)
+    """
+    points, first, last, offset, length = _frame(points, boxes, crop_size, align_corners)
+    is_flat = first == last
+    fraction = (points - first) / jnp.where(is_flat, 1, last - first)
+    return jnp.where(is_flat, 0.5, fraction) * length - offset
+
+
+def from_crop(points: Values, boxes: Values, crop_size: Sequence[int], *, align_corners: bool = True) -> Array:
+    """Where pixels of crops are in the image: the inverse of `to_crop`, with its convention and arguments.
+
+    Takes points (or boxes) in pixels of the crop and returns them in normalized coordinates of the image.
+
+    Examples:
+        >>> from_crop([2, 2], [0.0, 0.0, 1.0, 0.5], crop_size=(5, 5))
+        Array([0.5 , 0.25], dtype=float32)
+    """
+    points, first, last, offset, length = _frame(points, boxes, crop_size, align_corners)
+    fraction = _fraction(points + offset, length)
+    return first * (1 - fraction) + last * fraction
+
+
+def assign_levels(
+    boxes: Values, min_level: int, max_level: int, *, canonical_level: int = 4, canonical_size: float = 224.0
+) -> Array:
+    """The level of a feature pyramid that each box is to be read from.
+
+    `floor(canonical_level + log2(sqrt(area) / canonical_size))`, limited to the levels there are. No logarithm is
+    rounded: areas are compared with each level's least, so a box of just 112 x 112 is on level 3.
+
+    Args:
+        boxes: `[..., 4]` in pixels of the input image, `area = (y2 - y1) * (x2 - x1)`. Boxes that are empty, flipped
+            or not finite are on `min_level`.
+        min_level: the finest level.
+        max_level: the coarsest level.
+        canonical_level: the level of a box of `canonical_size` squared.
+        canonical_size: in pixels.
+
+    Returns:
+        int32 `[...]`.
+
+    Raises:
+        ValueError: if `min_level > max_level`, or if `canonical_size` is not positive.
+
+    Source: Lin et al., "Feature Pyramid Networks for Object Detection", 2017, equation 1.
+
+    Examples:
+        >>> assign_levels([[0, 0, 112, 112], [0, 0, 224, 224], [0, 0, 9, 9]], 2, 5)
+        Array([3, 4, 2], dtype=int32)
+    """
+    if min_level > max_level:
+        raise ValueError(f"min_level must not exceed max_level, got {min_level} and {max_level}")
+    if not canonical_size > 0:
+        raise ValueError(f"canonical_size must be a positive number of pixels, got {canonical_size}")
+    boxes = _floats(boxes, "boxes", (4,))
+    boxes = boxes if boxes.dtype == jnp.float64 else boxes.astype(jnp.float32)  # float16 has no areas beyond 65504
+    boxes = jnp.where(jnp.all(jnp.isfinite(boxes), axis=-1, keepdims=True), boxes, 0)
+    y1, x1, y2, x2 = jnp.unstack(boxes, axis=-1)
+    area = jnp.where((y2 > y1) & (x2 > x1), (y2 - y1) * (x2 - x1), 0)
+    upper_levels = np.arange(min_level + 1, max_level + 1)
+    thresholds = (canonical_size * 2.0 ** (upper_levels - canonical_level)) ** 2
+    steps = jnp.searchsorted(jnp.asarray(thresholds, area.dtype), area, side="right", method="compare_all")
+    return min_level + steps.astype(jnp.int32)
+
+
+def _floats(values: Values, name: str, last_axis: tuple[int, ...]) -> Array:
+    """The values as a floating array, of which the last axis has one of the given lengths."""
+    try:
+        array = jnp.asarray(values)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name} must be an array of numbers, got {values!r:.80}") from error
+    if not (jnp.issubdtype(array.dtype, jnp.integer) or jnp.issubdtype(array.dtype, jnp.floating)):
+        raise TypeError(f"{name} must be of an integer or floating type, got {array.dtype}")
+    if array.ndim == 0 or array.shape[-1] not in last_axis:
+        raise ValueError(f"{name} must be {' or '.join(f'[..., {n}]' for n in last_axis)}, got shape {array.shape}")
+    return array.astype(jnp.float32) if jnp.issubdtype(array.dtype, jnp.integer) else array
+
+
+def _per_coordinate(values: Values, like: Array, name: str) -> Array:
+    """One number, or one for y and one for x, laid out as the `[..., (y, x)]` or `[..., (y, x, y, x)]` of `like`."""
+    pair = jnp.asarray(values, like.dtype)
+    if pair.shape not in ((), (2,)):
+        raise ValueError(f"{name} must be one number or two, (y, x), got shape {pair.shape}")
+    return jnp.broadcast_to(jnp.tile(jnp.broadcast_to(pair, (2,)), like.shape[-1] // 2), like.shape)
+
+
+def _length(image_size: Values, align_corners: bool) -> Array:
+    """The pixels from normalized 0 to 1, `[2]`."""
+    size = image_size if isinstance(image_size, Array) else _arguments.size("image_size", image_size)
+    return jnp.asarray(size) - int(align_corners)
+
+
+def _fraction(position: Array, length: Array) -> Array:
+    """`position / length`, exactly 1 at the end though XLA may multiply with a rounded reciprocal instead."""
+    return jnp.where(2 * position > length, 1 - (length - position) / length, position / length)
+
+
+def _grow(boxes: Array, margin: Array) -> Array:
+    """Move the first corner out by the margin `[..., 2]`, and the last one as far the other way."""
+    return boxes + jnp.concatenate([-margin, margin], axis=-1)
+
+
+def _frame(
+    points: Values, boxes: Values, crop_size: Sequence[int], align_corners: bool
+) -> tuple[Array, Array, Array, Array, Array]:
+    """The points, and laid out like them: their boxes' first and last edges, and what turns a pixel into a fraction.
+
+    Pixel `a` of a crop is the fraction `(a + offset) / length` of the way from the first to the last edge.
+    """
+    points, boxes = _floats(points, "points", (2, 4)), _floats(boxes, "boxes", (4,))
+    inner = points.ndim - boxes.ndim
+    if inner < 0 or any(n != m and 1 not in (n, m) for n, m in zip(boxes.shape[:-1], points.shape[:-1], strict=False)):
+        raise ValueError(
+            "points must begin with the axes of boxes, or with 1 to put all points into all crops (points[None]), "
+            f"got points of shape {points.shape} and boxes of shape {boxes.shape}"
+        )
+    boxes = boxes.astype(points.dtype).reshape(*boxes.shape[:-1], *[1] * inner, 4)
+    first, last = (jnp.tile(edges, points.shape[-1] // 2) for edges in jnp.split(boxes, 2, axis=-1))
+    # One sample stands in the middle of its box, as if pixel edges were aligned.
+    sizes = _arguments.size("crop_size", crop_size)
+    pairs = [(0.0, n - 1) if align_corners and n > 1 else (0.5, n) for n in sizes]
+    offset, length = (_per_coordinate(pair, points, "crop_size") for pair in zip(*pairs, strict=True))
+    return points, first, last, offset, length

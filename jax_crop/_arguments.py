@@ -13,11 +13,6 @@ from jax.typing import ArrayLike, DTypeLike
 # NumPy's arrays are left to `jax.jit` to convert: it does not look for NaN in its arguments when told to debug them.
 Values = Array | np.ndarray
 
-# Positions along an axis are counted in int32, and in floats of 24 bits where float32 is the type of the boxes.
-_MOST_STEPS = 2**31
-_MOST_PLACES = 2**24
-
-
 def image(name: str, value: ArrayLike, ndims: tuple[int, ...] = (3, 4)) -> Values:
     """An array of real numbers, ``[H, W, C]`` or ``[B, H, W, C]``, of static height and width."""
     value = _array(name, value)
@@ -50,10 +45,15 @@ def boxes(value: ArrayLike) -> Values:
     return value if value.dtype in (jnp.float32, jnp.float64) else value.astype(jnp.float32)
 
 
-def box_indices(value: ArrayLike | None, image_shape: tuple, boxes_shape: tuple) -> Values | None:
+def box_indices(
+    value: ArrayLike | None, image_shape: tuple, boxes_shape: tuple, image: str = "image"
+) -> Values | None:
     """int32 ``[N]`` for boxes that share a batch of images, else None."""
-    forms = "image [B, H, W, C], boxes [N, 4] and box_indices [N]; image [H, W, C], boxes [N, 4] and None; or image [B, H, W, C], boxes [B, N, 4] and None"
-    got = f"got image {image_shape}, boxes {boxes_shape} and box_indices"
+    forms = (
+        f"{image} [B, H, W, C], boxes [N, 4] and box_indices [N]; {image} [H, W, C], boxes [N, 4] and None; "
+        f"or {image} [B, H, W, C], boxes [B, N, 4] and None"
+    )
+    got = f"got {image} {image_shape}, boxes {boxes_shape} and box_indices"
     if value is None:
         if len(boxes_shape) != len(image_shape) - 1 or (len(boxes_shape) == 3 and boxes_shape[0] != image_shape[0]):
             raise ValueError(f"box_indices says which image each box is cut from: expected {forms}; {got} None")
@@ -83,6 +83,56 @@ def size(name: str, value: Any) -> tuple[int, int]:
     if height < 1 or width < 1:
         raise ValueError(f"{name} must be positive, got {value!r}")
     return height, width
+
+
+def extent(name: str, samples: Sequence[int], pixels: Sequence[int], most: int) -> None:
+    """Refuses more samples and pixels along an axis than positions can be counted for."""
+    for n, size in zip(samples, pixels, strict=True):
+        if n * (size + 1) >= most:
+            raise ValueError(f"{name} times pixels must stay below {most} along each axis, got {n} times {size}")
+
+
+def positive(name: str, value: float) -> float:
+    """A positive number, known while tracing."""
+    if not isinstance(value, int | float | np.number) or not 0 < value < float("inf"):
+        raise ValueError(f"{name} must be a positive number, known while tracing, got {value!r}")
+    return float(value)
+
+
+def sampling_ratio(ratio: int, most: int | None) -> int:
+    """How many samples a bin has along each axis, at most."""
+    for name, value in (("sampling_ratio", ratio), ("max_sampling_ratio", most)):
+        if value is not None and (not isinstance(value, int | np.integer) or value < 0):
+            raise ValueError(f"{name} must be a whole number, known while tracing, got {value!r}")
+    if ratio == 0 and not most:
+        raise ValueError(
+            "sampling_ratio=0 takes as many samples as a bin has pixels, whose largest number must be known while tracing: "
+            f"expected a positive max_sampling_ratio, got {most!r}"
+        )
+    if ratio and most is not None:
+        raise ValueError(f"max_sampling_ratio goes with sampling_ratio=0 only, got sampling_ratio={ratio}")
+    return int(ratio or most)
+
+
+def pyramid(name: str, values: Sequence[ArrayLike]) -> tuple[Values, ...]:
+    """Feature maps that differ in height and width only."""
+    if not isinstance(values, list | tuple) or not values:
+        raise TypeError(f"{name} must be a sequence of feature maps, fine to coarse, got {type(values).__name__}")
+    maps = tuple(image(f"{name}[{i}]", value) for i, value in enumerate(values))
+    kinds = {(*m.shape[:-3], m.shape[-1], m.dtype) for m in maps}
+    if len(kinds) > 1:
+        shapes = ", ".join(f"{m.dtype}{list(m.shape)}" for m in maps)
+        raise ValueError(f"{name} must all have the same type, batch and channels, got {shapes}")
+    return maps
+
+
+def strides(value: Sequence[int] | None, levels: int) -> tuple[int, ...]:
+    """Input pixels to a feature pixel for each level: powers of two, each twice the one before."""
+    value = tuple(4 * 2**level for level in range(levels)) if value is None else tuple(value)
+    expected = tuple(value[0] * 2**level for level in range(levels)) if value else ()
+    if value != expected or not value or value[0] < 1 or 2 ** round(np.log2(value[0])) != value[0]:
+        raise ValueError(f"strides must be {levels} powers of two, each twice the one before, got {value}")
+    return value
 
 
 def choice(name: str, value: str, choices: Sequence[str]) -> str:

@@ -9,7 +9,7 @@ from jax import Array
 from jax.typing import ArrayLike, DTypeLike
 
 from jax_crop import _arguments, _geometry
-from jax_crop._sampling import Scheme, sample
+from jax_crop._sampling import Scheme, float_of, sample
 
 
 def crop_and_resize(
@@ -31,6 +31,7 @@ def crop_and_resize(
     boxes = _arguments.boxes(boxes)
     box_indices = _arguments.box_indices(box_indices, image.shape, boxes.shape)
     crop_size = _arguments.size("crop_size", crop_size)
+    _arguments.extent("crop_size", crop_size, image.shape[-3:-1], 2**30)
     method = _arguments.choice("method", method, ("bilinear", "nearest"))
     dtype = _arguments.floating("dtype", dtype)
     fill = _arguments.fill(extrapolation_value, image.shape[-1])
@@ -57,10 +58,11 @@ def _crop(
 ) -> Array:
     """``[B, H, W, C]``, ``[N, 4]`` and ``[N]`` (or None: all of the first image) to ``[N, *crop_size, C]``."""
     batch, height, width, channels = image.shape
-    compute = jnp.dtype(jnp.float64 if dtype == jnp.float64 else jnp.float32)
+    compute = float_of(dtype)
     fill = jnp.broadcast_to(jnp.asarray(fill).astype(compute), (channels,))
     if 0 in (batch, channels, boxes.shape[0]):  # nothing to gather from or to
         return jnp.broadcast_to(fill.astype(dtype), (boxes.shape[0], *crop_size, channels))
+    boxes = boxes.astype(float_of(boxes.dtype, compute))
     lattice = _geometry.corners if align_corners else _geometry.centres
     locate = _geometry.nearest if method == "nearest" else _geometry.locate
     rows = locate(boxes[:, 0], boxes[:, 2], height, lattice(height, crop_size[0]), compute)
@@ -68,5 +70,5 @@ def _crop(
     if box_indices is not None:
         rows = _geometry.of_items(rows, box_indices, batch, height)
     taps = (1, 1) if method == "nearest" else (min(height, 2), min(width, 2))
-    scheme = Scheme(taps=taps, samples=(1, 1), compute=compute, dtype=dtype)
+    scheme = Scheme(taps=taps, samples=(1, 1), dtype=dtype)
     return sample(scheme, image.reshape(-1, width, channels), rows, columns, fill, jnp.ones(boxes.shape[0], compute))

@@ -49,6 +49,26 @@ def centres(size: int, samples: int) -> Lattice:
     return Lattice(steps - to_stop, to_stop, steps, scale=size, half_shift=-1, lower=0, upper=steps)
 
 
+def bins(size: Integers, bins: int, samples: Integers, aligned: bool, most: int | None = None) -> Lattice:
+    """Samples at the centres of the ``samples`` equal parts of each bin, of a box in pixels; up to one pixel beyond the image.
+
+    Where the number of samples differs from box to box (``[N, 1]``), each bin has ``most`` places for them.
+    """
+    bin_, part = np.divmod(np.arange(bins * (most or samples), dtype=np.int32)[None], most or samples)
+    parts = bins * samples
+    to_stop = 2 * (bin_ * samples + part) + 1
+    half_shift = -1 if aligned else 0
+    return Lattice(
+        to_start=2 * parts - to_stop,
+        to_stop=to_stop,
+        steps=2 * parts,
+        scale=1,
+        half_shift=half_shift,
+        lower=-(2 + half_shift) * parts,
+        upper=(2 * size - half_shift) * parts,
+    )
+
+
 class Axis(NamedTuple):
     """Samples along one axis, ``[N, n]`` each: between pixels ``index`` and ``index + 1``, at ``fraction`` of the way.
 
@@ -135,8 +155,8 @@ def _place(start: Array, stop: Array, lattice: Lattice) -> tuple[Array, Array, A
     return index, fraction, (remainder == 0) & (rest.high == 0), inside
 
 
-def of_items(rows: Axis, items: Array, batch: int, height: int) -> Axis:
+def of_items(rows: Axis, items: Array, batch: int, height: Integers) -> Axis:
     """Rows of the items of a batch as rows of the images one below the other; of an item that is none, all are outside."""
-    exists = (items >= 0) & (items < batch)
-    first = jnp.where(exists, items, 0) * height
-    return rows._replace(index=rows.index + first[:, None], inside=rows.inside & exists[:, None])
+    exists = ((items >= 0) & (items < batch))[:, None]
+    first = jnp.where(exists, items[:, None], 0) * height
+    return rows._replace(index=rows.index + first, inside=rows.inside & exists)

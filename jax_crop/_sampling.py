@@ -20,20 +20,28 @@ from jax_crop._geometry import Axis
 _STRIP_BYTES = 2**16
 
 
+def float_of(*dtypes: Any) -> Any:
+    """The dtype to compute in: float64 where one of the dtypes is, else float32."""
+    return jnp.dtype(jnp.float64 if jnp.float64 in dtypes else jnp.float32)
+
+
 class Scheme(NamedTuple):
     """What is known of crops before their data is.
 
     Attributes:
         taps: how many pixels a sample weighs along (rows, columns): 2 for linear interpolation, else 1.
         samples: how many samples an output pixel sums along (rows, columns): 1 but for pooling.
-        compute: the dtype of interpolation, float32 or float64.
-        dtype: the dtype of the crops.
+        dtype: of the crops.
     """
 
     taps: tuple[int, int]
     samples: tuple[int, int]
-    compute: Any
     dtype: Any
+
+    @property
+    def compute(self) -> Any:
+        """The dtype of interpolation."""
+        return float_of(self.dtype)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))

@@ -1,0 +1,163 @@
+"""ROIAlign: the parts of `crop_and_resize` with other positions, and an average; of one feature map or of a pyramid."""
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.typing import ArrayLike, DTypeLike
+
+from jax_crop import _arguments, _geometry
+from jax_crop._exact import Integers
+from jax_crop._geometry import Axis
+from jax_crop._sampling import Scheme, float_of, sample
+from jax_crop.boxes import assign_levels
+
+
+class Pooling(NamedTuple):
+    """How the samples of a box lie and are averaged; static.
+
+    Attributes:
+        size: bins along rows and columns.
+        samples: samples of a bin along each axis, at most that many if adaptive.
+        adaptive: one sample for each pixel that a bin has, begun ones included, along each axis.
+        aligned: whether pixel centres stand at half integers.
+        scales: from input pixels to the pixels of each feature map.
+        canonical: level and box size of the rule that assigns boxes to levels.
+    """
+
+    size: tuple[int, int]
+    samples: int
+    adaptive: bool
+    aligned: bool
+    scales: tuple[float, ...]
+    canonical: tuple[int, float] = (0, 1.0)
+
+
+def roi_align(
+    features: ArrayLike,
+    boxes: ArrayLike,
+    box_indices: ArrayLike | None,
+    output_size: tuple[int, int],
+    *,
+    spatial_scale: float = 1.0,
+    sampling_ratio: int = 2,
+    aligned: bool = True,
+    max_sampling_ratio: int | None = None,
+) -> Array:
+    """TODO"""
+    scales = (_arguments.positive("spatial_scale", spatial_scale),)
+    samples = _arguments.sampling_ratio(sampling_ratio, max_sampling_ratio)
+    pooling = Pooling(
+        _arguments.size("output_size", output_size), samples, sampling_ratio == 0, bool(aligned), scales
+    )
+    return _pool_in_callers_form((_arguments.image("features", features),), boxes, box_indices, pooling)
+
+
+def multilevel_roi_align(
+    features: Sequence[ArrayLike],
+    boxes: ArrayLike,
+    box_indices: ArrayLike | None,
+    output_size: tuple[int, int],
+    *,
+    strides: Sequence[int] | None = None,
+    canonical_level: int = 4,
+    canonical_size: float = 224.0,
+    sampling_ratio: int = 2,
+    aligned: bool = True,
+    max_sampling_ratio: int | None = None,
+) -> Array:
+    """TODO"""
+    maps = _arguments.pyramid("features", features)
+    scales = tuple(1 / stride for stride in _arguments.strides(strides, len(maps)))
+    samples = _arguments.sampling_ratio(sampling_ratio, max_sampling_ratio)
+    canonical = (canonical_level, _arguments.positive("canonical_size", canonical_size))
+    pooling = Pooling(
+        _arguments.size("output_size", output_size), samples, sampling_ratio == 0, bool(aligned), scales, canonical
+    )
+    return _pool_in_callers_form(maps, boxes, box_indices, pooling)
+
+
+def _pool_in_callers_form(
+    maps: tuple[_arguments.Values, ...], boxes: ArrayLike, box_indices: ArrayLike | None, pooling: Pooling
+) -> Array:
+    boxes = _arguments.boxes(boxes)
+    box_indices = _arguments.box_indices(box_indices, maps[0].shape, boxes.shape, image="features")
+    _arguments.extent(
+        "output_size times sampling_ratio",
+        [n * pooling.samples for n in pooling.size],
+        [max(m.shape[axis] for m in maps) for axis in (-3, -2)],
+        2**23,
+    )
+    if box_indices is not None:
+        return _pool(maps, boxes, box_indices, pooling)
+    if boxes.ndim == 2:
+        return _pool(tuple(m[None] for m in maps), boxes, None, pooling)
+    return jax.vmap(lambda maps, boxes: _pool(tuple(m[None] for m in maps), boxes, None, pooling))(maps, boxes)
+
+
+@functools.partial(jax.jit, static_argnames="pooling")
+def _pool(maps: tuple[Array, ...], boxes: Array, box_indices: Array | None, pooling: Pooling) -> Array:
+    """``[B, H, W, C]`` each, ``[N, 4]`` and ``[N]`` (or None: all of the first image) to ``[N, *size, C]``."""
+    batch, *_, channels = maps[0].shape
+    dtype = maps[0].dtype if jnp.issubdtype(maps[0].dtype, jnp.floating) else jnp.dtype(jnp.float32)
+    compute = float_of(dtype)
+    if 0 in (batch, channels, boxes.shape[0]):  # nothing to gather from or to
+        return jnp.zeros((boxes.shape[0], *pooling.size, channels), dtype)
+
+    # The levels stand one below the other, each as wide as the widest, so that one gather serves them all.
+    widest = max(m.shape[2] for m in maps)
+    stacked = [jnp.pad(m, ((0, 0), (0, 0), (0, widest - m.shape[2]), (0, 0))).reshape(-1, widest, channels) for m in maps]
+    first_rows = np.cumsum([0, *(rows.shape[0] for rows in stacked)])
+    heights, widths = ([m.shape[axis] for m in maps] for axis in (1, 2))
+    level = _levels(boxes, pooling)
+
+    boxes = boxes.astype(float_of(boxes.dtype, compute))
+    boxes *= _of_level(level, np.asarray(pooling.scales, boxes.dtype))
+    height, width = _of_level(level, np.asarray(heights, np.int32)), _of_level(level, np.asarray(widths, np.int32))
+    rows, down = _bins(boxes[:, 0], boxes[:, 2], height, pooling.size[0], pooling, compute)
+    columns, across = _bins(boxes[:, 1], boxes[:, 3], width, pooling.size[1], pooling, compute)
+    if box_indices is not None:
+        rows = _geometry.of_items(rows, box_indices, batch, height)
+    rows = rows._replace(index=rows.index + _of_level(level, first_rows[:-1].astype(np.int32)))
+
+    taps = tuple(min(max(sizes), 2) for sizes in (heights, widths))
+    scheme = Scheme(taps, (pooling.samples, pooling.samples), dtype)
+    share = jnp.broadcast_to(1 / jnp.asarray(down * across, compute), boxes.shape[0])
+    return sample(scheme, jnp.concatenate(stacked), rows, columns, jnp.zeros(channels, compute), share)
+
+
+def _levels(boxes: Array, pooling: Pooling) -> Array | None:
+    """Which map each box is read from, ``[N]``; None if there is but one."""
+    if len(pooling.scales) == 1:
+        return None
+    canonical_level, canonical_size = pooling.canonical
+    finest, coarsest = (round(-math.log2(scale)) for scale in (pooling.scales[0], pooling.scales[-1]))
+    level = assign_levels(boxes, finest, coarsest, canonical_level=canonical_level, canonical_size=canonical_size)
+    return level - finest
+
+
+def _of_level(level: Array | None, values: np.ndarray) -> Any:
+    """The value of each box's level, ``[N, 1]``; a plain number if there is but one level."""
+    return values[0] if level is None else jnp.asarray(values)[level][:, None]
+
+
+def _bins(
+    start: Array, stop: Array, size: Integers, bins: int, pooling: Pooling, dtype: DTypeLike
+) -> tuple[Axis, Integers]:
+    """The samples along one axis, and how many of them each bin averages (``[N]`` if that differs)."""
+    if not pooling.aligned:
+        stop = jnp.maximum(stop, start + 1)
+    if not pooling.adaptive:
+        return _geometry.locate(start, stop, size, _geometry.bins(size, bins, pooling.samples, pooling.aligned), dtype), pooling.samples
+    # As many as begin in the bin: ceil((stop - start) / bins), without a division to round.
+    begun = bins * jnp.arange(pooling.samples, dtype=start.dtype)[None]
+    samples = jnp.sum((stop - start)[:, None] > begun, axis=1, dtype=jnp.int32)
+    lattice = _geometry.bins(size, bins, jnp.maximum(samples, 1)[:, None], pooling.aligned, pooling.samples)
+    axis = _geometry.locate(start, stop, size, lattice, dtype)
+    in_use = np.arange(axis.index.shape[1], dtype=np.int32)[None] % pooling.samples < samples[:, None]
+    return axis._replace(inside=axis.inside & in_use), jnp.maximum(samples, 1)

@@ -8,12 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from jax.test_util import check_grads
 
 import jax_crop
 from jax_crop import boxes
+from tests.conftest import jax_config
 
 BOXES = np.array([[0.125, 0.25, 0.75, 0.5], [0.9, -0.3, 0.2, 1.4], [0.0, 0.0, 1.0, 0.7]], np.float32)
 CUT = np.array([[0.1, 0.2, 0.9, 0.6], [0.8, 0.1, 0.3, 0.5], [-0.5, 0.0, 1.5, 1.0]], np.float32)
@@ -32,7 +33,6 @@ FUNCTIONS = {
 }
 every_function = pytest.mark.parametrize("function", FUNCTIONS.values(), ids=FUNCTIONS)
 
-property_test = settings(deadline=None, max_examples=100)  # the first call of each shape compiles
 sizes = st.integers(1, 5000)
 alignments = st.booleans()
 # Eighths: sums, differences and halves of them are exact in float32.
@@ -42,33 +42,19 @@ a_box = st.tuples(coordinates, coordinates, coordinates, coordinates)
 
 
 @pytest.fixture
-def x64():
-    before = jax.config.jax_enable_x64
-    jax.config.update("jax_enable_x64", True)
-    yield
-    jax.config.update("jax_enable_x64", before)
-
-
-@pytest.fixture
 def strict_jax():
-    strict = {
-        "jax_numpy_rank_promotion": "raise",
-        "jax_numpy_dtype_promotion": "strict",
-        "jax_debug_nans": True,
-        "jax_check_tracer_leaks": True,
-    }
-    before = {name: getattr(jax.config, name) for name in strict}
-    for name, value in strict.items():
-        jax.config.update(name, value)
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
+    with jax_config(
+        jax_numpy_rank_promotion="raise",
+        jax_numpy_dtype_promotion="strict",
+        jax_debug_nans=True,
+        jax_check_tracer_leaks=True,
+    ):
+        yield
 
 
 # Formats
 
 
-@property_test
 @given(eighths, eighths, eighths, eighths)
 def test_convert_between_all_formats(y1, x1, y2, x2):
     forms = {
@@ -81,7 +67,6 @@ def test_convert_between_all_formats(y1, x1, y2, x2):
         assert boxes.convert(forms[source], source, target).tolist() == forms[target], f"{source} to {target}"
 
 
-@property_test
 @given(a_box)
 def test_convert_there_and_back(box):
     for source, target in itertools.product(["yxyx", "xyxy", "xywh", "cxcywh"], repeat=2):
@@ -92,7 +77,6 @@ def test_convert_there_and_back(box):
 # Pixel and normalized coordinates
 
 
-@property_test
 @given(st.floats(-6000, 6000, width=32), st.floats(-6000, 6000, width=32), sizes, sizes, alignments)
 def test_normalize_and_denormalize_as_fractions(y, x, height, width, align_corners):
     point, size = np.float32([y, x]), (height, width)
@@ -150,7 +134,6 @@ def test_axis_of_one_pixel():
 # Shapes of boxes
 
 
-@property_test
 @given(a_box, st.floats(-3, 3, width=32), st.floats(0.125, 3, width=32))
 def test_scale_moves_the_corners_from_the_centre(box, factor_y, factor_x):
     y1, x1, y2, x2 = box
@@ -161,7 +144,6 @@ def test_scale_moves_the_corners_from_the_centre(box, factor_y, factor_x):
     np.testing.assert_array_equal(boxes.scale(box, 1.0), np.float32(box))
 
 
-@property_test
 @given(a_box)
 def test_make_square_widens_the_shorter_side(box):
     y1, x1, y2, x2 = box
@@ -194,7 +176,6 @@ def exact_place(y1, y2, a, n, align_corners):
     return (y1 + y2) / 2 if n == 1 else (y1 * (n - 1 - a) + y2 * a) / (n - 1)
 
 
-@property_test
 @given(a_box, st.integers(1, 40), st.integers(1, 40), alignments, st.data())
 def test_from_crop_and_to_crop_of_samples_as_fractions(box, height, width, align_corners, data):
     y1, x1, y2, x2 = box
@@ -268,7 +249,6 @@ def exact_level(height, width, least, most, canonical_level=4, canonical_size=22
     return level
 
 
-@property_test
 @given(st.integers(1, 4000), st.integers(1, 4000), st.integers(0, 5), st.integers(0, 4))
 def test_assign_levels_in_whole_numbers(height, width, least, more):
     level = boxes.assign_levels([7, 5, 7 + height, 5 + width], least, least + more)
@@ -369,7 +349,7 @@ def test_integers_are_float32_with_x64(x64):
 
 
 @every_function
-def test_strict_modes(function, strict_jax):
+def test_strict_modes(function, strict_jax, with_and_without_x64):
     expected = function(BOXES)
     np.testing.assert_allclose(jax.jit(jax.vmap(function))(jnp.asarray(BOXES)), expected, rtol=1e-6, atol=1e-6)
 
@@ -391,7 +371,6 @@ def test_gradient_in_the_factor(factor, x64, strict_jax):
     check_grads(jax.jit(boxes.scale), (jnp.array([0.125, 0.25, 0.75, 0.5]), jnp.array(factor)), order=2)
 
 
-@property_test
 @given(st.integers(2, 3000))
 def test_gradient_of_normalize_at_the_border_is_that_within(size):
     slopes = jax.grad(lambda p: boxes.normalize(p, (size, size)).sum())(jnp.float32([0, 0.5, size - 1, size + 1.0]))

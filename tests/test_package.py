@@ -55,7 +55,7 @@ def fresh_import():
 
 
 def test_public_names(fresh_import):
-    assert fresh_import[0] == ["crop_and_resize"]
+    assert fresh_import[0] == ["boxes", "crop_and_resize", "multilevel_roi_align", "roi_align"]
 
 
 def test_import_loads_nothing_but_jax_and_numpy(fresh_import):

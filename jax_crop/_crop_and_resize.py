@@ -23,9 +23,55 @@ def crop_and_resize(
     align_corners: bool = True,
     dtype: DTypeLike = jnp.float32,
 ) -> Array:
-    """Cuts boxes out of images and resamples each to one size.
+    """Cuts boxes out of images, or feature maps, and resamples each to one size.
 
-    TODO docstring
+    Convention:
+        Layout: channels last. Box order: ``[y1, x1, y2, x2]``; ``y1 > y2`` flips the crop upside down, ``x1 > x2`` left
+        to right. Origin: the top left corner. Alignment: boxes are normalized; 0 and 1 are the centres of the first and
+        the last pixel, and a crop's first and last samples stand on the box's edges (``align_corners=True``); or 0 and 1
+        are the outer edges of the image, and samples stand at the centres of equal bins (``align_corners=False``).
+        Fill: a sample outside ``[0, 1]`` is ``extrapolation_value``.
+
+    Args:
+        image: ``[B, H, W, C]`` or ``[H, W, C]``, of any integer or floating type.
+        boxes: ``[N, 4]``, or ``[B, N, 4]`` for boxes of their own for each image; float32, or float64 where that is
+            enabled. A box with a coordinate that is not finite is outside everywhere.
+        box_indices: integers ``[N]``, which image each box is cut from. An index outside ``[0, B)``, say -1 to pad to a
+            fixed number of boxes, makes the whole crop fill. None for ``[H, W, C]`` images and for ``[B, N, 4]`` boxes.
+        crop_size: ``(height, width)`` of the crops in pixels, known while tracing.
+        method: ``"bilinear"``, or ``"nearest"`` with halves rounded away from zero.
+        extrapolation_value: the fill, a scalar or one value for each channel, ``[C]``.
+        align_corners: see *Alignment*. With False, a sample within half a pixel of the border takes the border's value.
+        dtype: the floating type of the crops. Interpolation runs in float32, in float64 if dtype is float64.
+
+    Returns:
+        ``[N, crop_height, crop_width, C]``, or ``[B, N, crop_height, crop_width, C]`` for ``[B, N, 4]`` boxes.
+
+        Whether a sample is inside, and between which pixels it stands, is decided as exact arithmetic on the boxes
+        decides it. Constants stay constant to the last bit. A pixel that has no weight in a sample, NaN or infinite
+        perhaps, does not reach it.
+
+        Differentiable to any order in image, boxes and fill. The derivative by a box is the slope of the bilinear
+        surface; exactly on a pixel the slope toward higher indices, on the last pixel the slope toward the inside;
+        outside, and of ``"nearest"``, 0.
+
+    Raises:
+        TypeError, ValueError: while tracing, for an argument of the wrong type, shape or value.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import jax_crop
+        >>> image = jnp.arange(16.0).reshape(4, 4, 1)
+        >>> jax_crop.crop_and_resize(image, [[0, 0, 1, 1], [1, 0, 0, 1]], None, (2, 2))[..., 0]
+        Array([[[ 0.,  3.],
+                [12., 15.]],
+        <BLANKLINE>
+               [[12., 15.],
+                [ 0.,  3.]]], dtype=float32)
+
+    Source:
+        The operation is TensorFlow's CropAndResize
+        (https://www.tensorflow.org/api_docs/python/tf/raw_ops/CropAndResize), whose positional arguments these are.
     """
     image = _arguments.image("image", image)
     boxes = _arguments.boxes(boxes)

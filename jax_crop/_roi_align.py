@@ -49,7 +49,48 @@ def roi_align(
     aligned: bool = True,
     max_sampling_ratio: int | None = None,
 ) -> Array:
-    """TODO"""
+    """Pools boxes of a feature map to one size by averaging bilinear samples (ROIAlign of Mask R-CNN).
+
+    Convention:
+        Layout: channels last. Box order: ``[y1, x1, y2, x2]``. Origin: the top left corner. Alignment: boxes are in
+        pixels of the input image, of which ``spatial_scale`` makes pixels of the feature map. With ``aligned=True``
+        pixel (0, 0) covers ``[0, 1]`` and its centre is at (0.5, 0.5); with ``aligned=False`` its centre is at (0, 0),
+        and boxes are at least 1 feature pixel high and wide. Fill: a sample more than one pixel beyond the centres of
+        the border pixels (beyond -1 or beyond the size) counts as 0, a nearer one takes the border's value.
+
+    Args:
+        features: ``[B, H, W, C]`` or ``[H, W, C]``, of any integer or floating type.
+        boxes: ``[N, 4]``, or ``[B, N, 4]`` for boxes of their own for each image. A box that is not finite gives 0.
+        box_indices: integers ``[N]``, which image each box belongs to; one outside ``[0, B)`` gives 0. None for
+            ``[H, W, C]`` features and for ``[B, N, 4]`` boxes.
+        output_size: bins along ``(height, width)``, known while tracing.
+        spatial_scale: feature pixels for each input pixel, 1/16 for a stride of 16.
+        sampling_ratio: samples of a bin along each axis; 0 for as many as the bin has pixels, begun ones included, which
+            is ``ceil(box size / output size)`` and differs from box to box.
+        aligned: see *Alignment*. True is what Detectron2's ROIAlignV2 does, False what its predecessor did.
+        max_sampling_ratio: the most samples along an axis, needed with ``sampling_ratio=0``. The bins of boxes too large
+            for it are sampled that many times.
+
+    Returns:
+        ``[N, *output_size, C]``, or ``[B, N, *output_size, C]`` for ``[B, N, 4]`` boxes, in the type of floating
+        features and in float32 for integers. Differentiable in features and boxes, to any order; the derivative by a box
+        is the slope of the bilinear surface, one-sided on pixels as in `crop_and_resize`, and 0 where a sample is clamped
+        to the border.
+
+    Raises:
+        TypeError, ValueError: while tracing, for an argument of the wrong type, shape or value.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import jax_crop
+        >>> features = jnp.arange(64.0).reshape(8, 8, 1)
+        >>> jax_crop.roi_align(features, [[0.0, 0.0, 64.0, 64.0]], None, (2, 2), spatial_scale=1 / 8)[0, ..., 0]
+        Array([[13.5, 17.5],
+               [45.5, 49.5]], dtype=float32)
+
+    Source:
+        He et al., "Mask R-CNN", 2017, section 3; the rules at the border are those of torchvision and Detectron2.
+    """
     scales = (_arguments.positive("spatial_scale", spatial_scale),)
     samples = _arguments.sampling_ratio(sampling_ratio, max_sampling_ratio)
     pooling = Pooling(
@@ -71,7 +112,43 @@ def multilevel_roi_align(
     aligned: bool = True,
     max_sampling_ratio: int | None = None,
 ) -> Array:
-    """TODO"""
+    """Pools each box from the level of a feature pyramid that suits its size, as `roi_align` does.
+
+    Convention:
+        That of `roi_align`, with the scale of each level: 1 / stride.
+
+    Args:
+        features: the levels, fine to coarse, each ``[B, H, W, C]`` or each ``[H, W, C]``; they differ in height and width
+            only.
+        boxes: ``[N, 4]`` or ``[B, N, 4]``, in pixels of the input image.
+        box_indices: as for `roi_align`.
+        output_size: bins along ``(height, width)``, known while tracing.
+        strides: input pixels to a feature pixel, for each level: powers of two, each twice the one before. If None, the
+            finest is 4, as in a Feature Pyramid Network.
+        canonical_level: the level of a box of canonical size; the level of stride 2^k is k.
+        canonical_size: in input pixels. A box of half that size is one level down; boxes too small or too large for the
+            pyramid are on its first or last level.
+        sampling_ratio: as for `roi_align`.
+        aligned: as for `roi_align`.
+        max_sampling_ratio: as for `roi_align`.
+
+    Returns:
+        As `roi_align` of each box on its level, to the last bit: one gather serves all levels.
+
+    Raises:
+        TypeError, ValueError: while tracing, for an argument of the wrong type, shape or value.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import jax_crop
+        >>> pyramid = [jnp.full((size, size, 1), float(size)) for size in (64, 32, 16, 8)]
+        >>> boxes = jnp.array([[0.0, 0.0, 50.0, 50.0], [0.0, 0.0, 240.0, 240.0]])
+        >>> jax_crop.multilevel_roi_align(pyramid, boxes, None, (1, 1)).ravel()
+        Array([64., 16.], dtype=float32)
+
+    Source:
+        Lin et al., "Feature Pyramid Networks for Object Detection", 2017, equation 1.
+    """
     maps = _arguments.pyramid("features", features)
     scales = tuple(1 / stride for stride in _arguments.strides(strides, len(maps)))
     samples = _arguments.sampling_ratio(sampling_ratio, max_sampling_ratio)

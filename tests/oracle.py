@@ -1,7 +1,7 @@
 """What `crop_and_resize` has to compute: positions in exact arithmetic, values and derivatives in float64 NumPy.
 
-Nothing here is shared with the package, and nothing is fast but for one thing: rational numbers of one denominator are Python
-integers in arrays of objects, so that a million decisions take seconds.
+Nothing here is shared with the package. Rational numbers of one denominator are Python's integers in arrays of objects,
+so that a million decisions take seconds.
 """
 
 from typing import NamedTuple
@@ -12,9 +12,9 @@ import numpy as np
 class Samples(NamedTuple):
     """The samples of boxes along one axis, ``[N, n]`` each; 0 where outside.
 
-    ``pixel`` is the one below, at most the last but one; ``fraction`` how far from it the sample is, 1 on the last pixel, and
-    0 where there is one pixel only. ``nearest`` is the nearest pixel, halves up. ``by_start`` and ``by_stop`` are the
-    derivatives of the position, 0 where it is clamped to the centres of the border's pixels.
+    ``pixel`` is the one below, at most the last but one; ``fraction`` how far from it the sample is: 1 on the last
+    pixel, and 0 where there is one pixel only. ``nearest`` is the nearest one, halves up. ``by_start`` and ``by_stop``
+    are the derivatives of the position, 0 where it is clamped to the centres of the border's pixels.
     """
 
     pixel: np.ndarray
@@ -26,7 +26,7 @@ class Samples(NamedTuple):
 
 
 def samples(start, stop, size, n, align_corners=True) -> Samples:
-    """Where ``n`` samples of boxes with the edges ``[N]`` stand among ``size`` pixels, by arithmetic on the edges' bits."""
+    """Where ``n`` samples of boxes with the edges ``[N]`` stand among ``size`` pixels."""
     a = np.arange(n)
     if not align_corners:  # bins of equal size, whose centres are odd multiples of half a bin
         to_start, to_stop, steps, scale = 2 * (n - a) - 1, 2 * a + 1, 2 * n, size
@@ -142,7 +142,7 @@ def cotangents(crops_bar, image, boxes, box_indices, method="bilinear", align_co
 
     boxes_bar = np.zeros((len(boxes), 4))
     if method == "bilinear":
-        row_taps, column_taps = (_taps(axis, size, method) for axis, size in zip((rows, columns), image.shape[1:3]))
+        row_taps, column_taps = _taps(rows, image.shape[1], method), _taps(columns, image.shape[2], method)
 
         def pixels(row, column):
             return np.where(inside, image[item, row[:, :, None], column[:, None, :]], 0)
@@ -152,60 +152,56 @@ def cotangents(crops_bar, image, boxes, box_indices, method="bilinear", align_co
         by_row = sum((pixels(below, c) - pixels(above, c)) * w[:, None, :, None] for c, w in column_taps)
         by_column = sum((pixels(r, right) - pixels(r, left)) * w[:, :, None, None] for r, w in row_taps)
         by_row, by_column = (by_row * crops_bar).sum((2, 3)), (by_column * crops_bar).sum((1, 3))
-        sums = [
-            by_row * rows.by_start,
-            by_column * columns.by_start,
-            by_row * rows.by_stop,
-            by_column * columns.by_stop,
-        ]
-        boxes_bar = np.stack([s.sum(1) for s in sums], axis=1)
+        y1, y2 = ((by_row * by_edge).sum(1) for by_edge in (rows.by_start, rows.by_stop))
+        x1, x2 = ((by_column * by_edge).sum(1) for by_edge in (columns.by_start, columns.by_stop))
+        boxes_bar = np.stack([y1, x1, y2, x2], axis=1)
     return Cotangents(image_bar, boxes_bar, np.where(inside, 0, crops_bar).sum((0, 1, 2)))
 
 
 def misleading_boxes(rng, n_boxes, size, crop_size, dtype=np.float32):
-    """Boxes ``[N, 4]`` whose samples stand where rounding would decide: on borders, on pixels, next to both, and far off."""
-    return np.stack(
-        [edge for axis in zip(size, crop_size) for edge in _misleading_edges(rng, n_boxes, *axis, dtype)],
-        axis=1,
-    )[:, [0, 2, 1, 3]]
+    """Boxes ``[N, 4]`` with samples where rounding would decide, on borders, on pixels and next to both; or far off."""
+    (y1, y2), (x1, x2) = (misleading_edges(rng, n_boxes, size[i], crop_size[i], dtype) for i in range(2))
+    return np.stack([y1, x1, y2, x2], axis=1)
 
 
-def _misleading_edges(rng, n_boxes, size, n, dtype):
+@np.errstate(invalid="ignore")  # some bits are signalling NaNs
+def misleading_edges(rng, n_boxes, size, n, dtype=np.float32):
+    """As `misleading_boxes`, along one axis: ``[N]`` starts and ``[N]`` stops."""
     info = np.finfo(dtype)
 
-    def off(values, steps):  # by so many floats
-        for _ in range(steps):
-            values = np.nextafter(values, rng.choice([-np.inf, np.inf], n_boxes).astype(dtype))
-        return values
+    def neighbour(values):
+        return np.nextafter(values, rng.choice([-np.inf, np.inf], n_boxes).astype(dtype))
 
     def edges():
         parts = rng.choice([1, 2, 3, 10, 255, max(size - 1, 1), size, 2 * size, max(n - 1, 1), 2 * n], n_boxes)
-        fraction = rng.integers(-parts, 2 * parts + 1) / parts
-        unit = rng.choice([0, 0.5, 1], n_boxes)
+        fraction = (rng.integers(-parts, 2 * parts + 1) / parts).astype(dtype)
+        border = rng.choice([0, 1], n_boxes).astype(dtype)
         bits = rng.integers(0, 2**info.bits, n_boxes, dtype=f"u{info.bits // 8}").view(dtype)
         choices = [
             rng.uniform(0, 1, n_boxes),
             rng.uniform(-0.5, 1.5, n_boxes),
             fraction,
-            off(fraction.astype(dtype), 1),
-            unit,
-            off(unit.astype(dtype), 1),
-            off(unit.astype(dtype), 2),
+            neighbour(fraction),
+            border,
+            neighbour(border),
+            neighbour(neighbour(border)),
             rng.integers(-9, 10, n_boxes) * info.smallest_subnormal,
             np.ldexp(rng.choice([-1.0, 1.0], n_boxes), rng.integers(info.minexp, info.maxexp, n_boxes)),
             rng.choice([1e38, -1e38, np.inf, np.nan], n_boxes),
             bits,
         ]
-        with np.errstate(invalid="ignore"):  # of signalling NaNs among the bits
-            return np.choose(rng.integers(0, len(choices), n_boxes), [np.asarray(c).astype(dtype) for c in choices])
+        return np.choose(rng.integers(0, len(choices), n_boxes), [np.asarray(c).astype(dtype) for c in choices])
+
+    # Sample k of n on a border, exactly or but for the rounding of the edges.
+    k = rng.integers(0, n, n_boxes)
+    border = rng.integers(0, 2, n_boxes)
+    length = rng.choice([1, 3, 1 / 3, 0.7], n_boxes) * 2.0 ** rng.integers(-30, 3, n_boxes)
+    length = length.astype(dtype).astype(np.float64)
+    hits = (border - k * length).astype(dtype), (border + (n - 1 - k) * length).astype(dtype)
 
     start, stop = edges(), edges()
-    # Sample k of n exactly on a border, or nearly, after rounding: k * stop = -(n - 1 - k) * start, and so below 1.
-    k = rng.integers(0, n, n_boxes)
-    length = (rng.choice([1, 3, rng.uniform()], n_boxes) * 2.0 ** rng.integers(-30, 3, n_boxes)).astype(dtype)
-    at, border = rng.integers(0, 3, n_boxes), rng.integers(0, 2, n_boxes).astype(dtype)
-    start = np.where(at == 0, border - k * length, start).astype(dtype)
-    stop = np.where(at == 0, border + (n - 1 - k) * length, stop).astype(dtype)
-    start, stop = np.where(at == 1, off(-stop, 1), start), stop
+    kind = rng.integers(0, 4, n_boxes)
+    start = np.select([kind == 0, kind == 1, kind == 2], [hits[0], -stop, neighbour(-stop)], start)
+    stop = np.where(kind == 0, hits[1], stop)
     flip = rng.random(n_boxes) < 0.3
     return np.where(flip, stop, start), np.where(flip, start, stop)

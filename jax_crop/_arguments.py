@@ -13,40 +13,47 @@ from jax.typing import ArrayLike, DTypeLike
 # NumPy's arrays are left to `jax.jit` to convert: it does not look for NaN in its arguments when told to debug them.
 Values = Array | np.ndarray
 
-def image(name: str, value: ArrayLike, ndims: tuple[int, ...] = (3, 4)) -> Values:
+
+def image(name: str, value: ArrayLike) -> Values:
     """An array of real numbers, ``[H, W, C]`` or ``[B, H, W, C]``, of static height and width."""
     value = _array(name, value)
     if not (jnp.issubdtype(value.dtype, jnp.integer) or jnp.issubdtype(value.dtype, jnp.floating)):
-        raise TypeError(f"{name} must be of an integer or floating type, got {value.dtype}")
-    if value.ndim not in ndims:
-        raise ValueError(f"{name} must be [H, W, C] or [B, H, W, C], got shape {value.shape}")
+        hint = ": convert masks, .astype(jnp.float32)" if value.dtype == bool else ""
+        raise TypeError(f"{name} must be of an integer or floating type, got {value.dtype}{hint}")
+    if value.ndim not in (3, 4):
+        hint = ": a grey image is image[..., None]" if value.ndim == 2 else ""
+        raise ValueError(f"{name} must be [H, W, C] or [B, H, W, C], got shape {value.shape}{hint}")
     height_width = value.shape[-3:-1]
     if not all(isinstance(size, int) for size in height_width):
-        raise ValueError(f"{name} must have a static height and width (only other dimensions may be symbolic), got shape {value.shape}")
+        raise ValueError(
+            f"{name} must have a static height and width (other dimensions may be symbolic), got shape {value.shape}"
+        )
     if 0 in height_width:
         raise ValueError(f"{name} must be at least one pixel high and wide, got shape {value.shape}")
-    if isinstance(value, np.ndarray) and value.dtype.itemsize == 8 and not jax.config.jax_enable_x64:
+    if isinstance(value, np.ndarray) and value.dtype.itemsize == 8 and not jax.config.read("jax_enable_x64"):
         value = value.astype(np.float32)  # JAX would truncate wide integers; interpolation runs in float32 anyway
     return value
 
 
-def boxes(value: ArrayLike) -> Values:
-    """``[N, 4]`` or ``[B, N, 4]``, float32 (float64 stays)."""
-    if isinstance(value, list | tuple):
-        value = np.asarray(value, np.float32) if not _holds_arrays(value) else jnp.asarray(value)
-    value = _array("boxes", value)
-    if not jnp.issubdtype(value.dtype, jnp.floating):
-        raise TypeError(
-            f"boxes must be of a floating type, got {value.dtype}: if these are pixel coordinates, "
-            "jax_crop.boxes.normalize makes them normalized ones"
-        )
-    if value.ndim not in (2, 3) or value.shape[-1] != 4:
-        raise ValueError(f"boxes must be [N, 4] or [B, N, 4], each [y1, x1, y2, x2], got shape {value.shape}")
-    return value if value.dtype in (jnp.float32, jnp.float64) else value.astype(jnp.float32)
+def boxes(value: ArrayLike, integers: str) -> Values:
+    """``[N, 4]`` or ``[B, N, 4]``, float32 (float64 arrays stay); ``integers`` says how to mend an array of these."""
+    array = _array("boxes", value)
+    if array.ndim not in (2, 3) or array.shape[-1] != 4:
+        hint = {
+            (1, 4): ": one box is boxes[None]",
+            (2, 5): ": of [image, x1, y1, x2, y2], the first is box_indices and jax_crop.boxes.convert orders the rest",
+        }.get((array.ndim, array.shape[-1] if array.ndim else 0), "")
+        raise ValueError(f"boxes must be [N, 4] or [B, N, 4], each [y1, x1, y2, x2], got shape {array.shape}{hint}")
+    # A list of whole numbers, [[0, 0, 1, 1]], is as good as one of floats; an array of integers may well count pixels.
+    is_list = isinstance(value, list | tuple)
+    if not jnp.issubdtype(array.dtype, jnp.floating) and not (is_list and jnp.issubdtype(array.dtype, jnp.integer)):
+        raise TypeError(f"boxes must be of a floating type, got {array.dtype}: {integers}")
+    stays = array.dtype == jnp.float32 or (array.dtype == jnp.float64 and not is_list)
+    return array if stays else array.astype(jnp.float32)
 
 
 def box_indices(
-    value: ArrayLike | None, image_shape: tuple, boxes_shape: tuple, image: str = "image"
+    value: ArrayLike | None, image_shape: tuple[Any, ...], boxes_shape: tuple[Any, ...], image: str = "image"
 ) -> Values | None:
     """int32 ``[N]`` for boxes that share a batch of images, else None."""
     forms = (
@@ -74,14 +81,17 @@ def box_indices(
 
 def size(name: str, value: Any) -> tuple[int, int]:
     """Two positive integers, known while tracing."""
-    if isinstance(value, jax.core.Tracer) or (isinstance(value, list | tuple) and any(isinstance(n, jax.core.Tracer) for n in value)):
-        raise TypeError(f"{name} must be known while tracing, got the traced value {value}: mark it static (static_argnames) or close over it")
+    if any(isinstance(n, jax.core.Tracer) for n in (value if isinstance(value, list | tuple) else [value])):
+        raise TypeError(
+            f"{name} must be known while tracing, got the traced value {value}: mark it static (static_argnames) or "
+            "close over it"
+        )
     try:
         height, width = (operator.index(n) for n in value)
     except (TypeError, ValueError):
         raise TypeError(f"{name} must be a pair of integers (height, width), got {value!r}") from None
     if height < 1 or width < 1:
-        raise ValueError(f"{name} must be positive, got {value!r}")
+        raise ValueError(f"{name} must be a pair of positive integers (height, width), got {value!r}")
     return height, width
 
 
@@ -103,15 +113,16 @@ def sampling_ratio(ratio: int, most: int | None) -> int:
     """How many samples a bin has along each axis, at most."""
     for name, value in (("sampling_ratio", ratio), ("max_sampling_ratio", most)):
         if value is not None and (not isinstance(value, int | np.integer) or value < 0):
-            raise ValueError(f"{name} must be a whole number, known while tracing, got {value!r}")
+            hint = ": adaptive sampling is 0 here, with a max_sampling_ratio" if value == -1 else ""
+            raise ValueError(f"{name} must be a whole number, known while tracing, got {value!r}{hint}")
     if ratio == 0 and not most:
         raise ValueError(
-            "sampling_ratio=0 takes as many samples as a bin has pixels, whose largest number must be known while tracing: "
-            f"expected a positive max_sampling_ratio, got {most!r}"
+            "sampling_ratio=0 takes as many samples as a bin has pixels, whose largest number must be known while "
+            f"tracing: expected a positive max_sampling_ratio, got {most!r}"
         )
     if ratio and most is not None:
         raise ValueError(f"max_sampling_ratio goes with sampling_ratio=0 only, got sampling_ratio={ratio}")
-    return int(ratio or most)
+    return int(ratio or most or 0)
 
 
 def pyramid(name: str, values: Sequence[ArrayLike]) -> tuple[Values, ...]:
@@ -148,7 +159,8 @@ def fill(value: ArrayLike, channels: int) -> Values:
         raise TypeError(f"extrapolation_value must be of an integer or floating type, got {value.dtype}")
     if value.shape not in ((), (channels,)):
         raise ValueError(
-            f"extrapolation_value must be a scalar or one value for each of {channels} channels, got shape {value.shape}"
+            f"extrapolation_value must be a scalar or one value for each of {channels} channels, "
+            f"got shape {value.shape}"
         )
     return value
 
@@ -157,8 +169,10 @@ def floating(name: str, value: DTypeLike) -> Any:
     """A floating dtype; float64 where JAX has it enabled."""
     dtype = np.dtype(value)
     if not jnp.issubdtype(dtype, jnp.floating):
-        raise TypeError(f"{name} must be a floating type, got {dtype}: convert the result, after jnp.round, if you need integers")
-    if dtype == np.float64 and not jax.config.jax_enable_x64:
+        raise TypeError(
+            f"{name} must be a floating type, got {dtype}: convert the result, after jnp.round, if you need integers"
+        )
+    if dtype == np.float64 and not jax.config.read("jax_enable_x64"):
         raise ValueError(f"{name} is float64, which needs jax.config.update('jax_enable_x64', True)")
     return dtype
 
@@ -167,12 +181,15 @@ def _array(name: str, value: Any) -> Values:
     if isinstance(value, jax.Array):
         return value
     try:
-        value = jnp.asarray(value) if _holds_arrays(value) else np.asarray(value)
+        array = jnp.asarray(value) if _holds_arrays(value) else np.asarray(value)
     except (TypeError, ValueError) as error:
-        raise TypeError(f"{name} must be an array, got {value!r:.80}") from error
-    if value.dtype == object:
+        shapes = (
+            [getattr(part, "shape", None) or len(part) for part in value] if isinstance(value, list | tuple) else ""
+        )
+        raise TypeError(f"{name} must be an array, got a {type(value).__name__} of unequal parts {shapes}") from error
+    if array.dtype == object:
         raise TypeError(f"{name} must be an array, got {value!r:.80}")
-    return value
+    return array
 
 
 def _holds_arrays(value: Any) -> bool:

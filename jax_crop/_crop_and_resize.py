@@ -28,9 +28,9 @@ def crop_and_resize(
     Convention:
         Layout: channels last. Box order: ``[y1, x1, y2, x2]``; ``y1 > y2`` flips the crop upside down, ``x1 > x2`` left
         to right. Origin: the top left corner. Alignment: boxes are normalized; 0 and 1 are the centres of the first and
-        the last pixel, and a crop's first and last samples stand on the box's edges (``align_corners=True``); or 0 and 1
-        are the outer edges of the image, and samples stand at the centres of equal bins (``align_corners=False``).
-        Fill: a sample outside ``[0, 1]`` is ``extrapolation_value``.
+        the last pixel, and a crop's first and last samples stand on the box's edges (``align_corners=True``); or 0
+        and 1 are the outer edges of the image, and samples stand at the centres of equal bins
+        (``align_corners=False``). Fill: a sample outside ``[0, 1]`` is ``extrapolation_value``.
 
     Args:
         image: ``[B, H, W, C]`` or ``[H, W, C]``, of any integer or floating type.
@@ -58,7 +58,7 @@ def crop_and_resize(
     Raises:
         TypeError, ValueError: while tracing, for an argument of the wrong type, shape or value.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> import jax_crop
         >>> image = jnp.arange(16.0).reshape(4, 4, 1)
@@ -74,7 +74,9 @@ def crop_and_resize(
         (https://www.tensorflow.org/api_docs/python/tf/raw_ops/CropAndResize), whose positional arguments these are.
     """
     image = _arguments.image("image", image)
-    boxes = _arguments.boxes(boxes)
+    boxes = _arguments.boxes(
+        boxes, "if these are pixel coordinates, jax_crop.boxes.normalize makes them normalized ones"
+    )
     box_indices = _arguments.box_indices(box_indices, image.shape, boxes.shape)
     crop_size = _arguments.size("crop_size", crop_size)
     _arguments.extent("crop_size", crop_size, image.shape[-3:-1], 2**30)

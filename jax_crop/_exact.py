@@ -1,8 +1,9 @@
 """Error-free floating-point arithmetic: sums of products that decide as exact arithmetic does.
 
-A compiler may contract ``a * b + c`` into one fused operation, flush denormal numbers to zero and turn a division into a
-product; none of these can reach the results here. Every product is of few enough bits to be exact, contracted or not; every
-sum keeps its rounding error (Knuth); numbers are taken apart by their bits, so that no denormal meets an arithmetic unit.
+A compiler may contract ``a * b + c`` into one fused operation, flush denormal numbers to zero and turn a division
+into a product; none of these can reach the results here. Every product is of few enough bits to be exact, contracted
+or not; every sum keeps its rounding error (Knuth); numbers are taken apart by their bits, so that no denormal meets
+an arithmetic unit.
 
 Sources: T. J. Dekker, "A floating-point technique for extending the available precision", 1971 (halves, pairs);
 D. E. Knuth, "The Art of Computer Programming", vol. 2, section 4.2.2 (two_sum); J. R. Shewchuk, "Adaptive precision
@@ -70,8 +71,8 @@ def dot(*products: tuple[Array, Integers]) -> Pair:
     info = jnp.finfo(products[0][0].dtype)
     parts = [(*_decode(value), weight) for value, weight in products]
 
-    # All values are brought to the exponent of the largest that counts. One that is smaller by more than `reach` can only
-    # break a tie between much larger integers, for which it is as good as it would be at `reach`.
+    # All values are brought to the exponent of the largest that counts. One that is smaller by more than `reach` can
+    # only break a tie between much larger integers, for which it is as good as it would be at `reach`.
     reach = 2 * info.nmant + 14
     smallest = info.minexp - info.nmant
     top = functools.reduce(jnp.maximum, [jnp.where(weight == 0, smallest, e) for _, _, e, weight in parts])
@@ -87,7 +88,7 @@ def dot(*products: tuple[Array, Integers]) -> Pair:
 
 
 def _decode(value: Array) -> tuple[Array, Array, Array]:
-    """``(high, low, e)`` with value = (high + low) * 2^e: high and low are integers of half the mantissa's bits each."""
+    """``(high, low, e)``, value = (high + low) * 2^e: high and low are integers of half the mantissa's bits each."""
     info = jnp.finfo(value.dtype)
     bits = lax.bitcast_convert_type(value, _integer(info))
     exponent = (bits >> info.nmant) & (2 * info.maxexp - 1)

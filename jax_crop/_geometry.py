@@ -1,7 +1,7 @@
 """Where the samples of a box stand along one axis: box edges -> pixel index, fraction, inside.
 
-A `Lattice` says how samples divide a box and where the image's pixels lie; `locate` applies it to boxes. Rows and columns are
-independent, so that tables of shape ``[N, n]`` per axis are all that sampling needs.
+A `Lattice` says how samples divide a box and where the image's pixels lie; `locate` applies it to boxes. Rows and
+columns are independent, so that tables of shape ``[N, n]`` per axis are all that sampling needs.
 """
 
 from typing import NamedTuple
@@ -19,9 +19,9 @@ from jax_crop._exact import Integers
 class Lattice(NamedTuple):
     """The samples of a box from ``start`` to ``stop``, in integers, so that no rounding enters.
 
-    With ``place = start * to_start + stop * to_stop``, a sample stands at pixel ``place * scale / steps + half_shift / 2``,
-    pixel centres being whole numbers, and is inside where ``lower <= place <= upper``. ``steps`` is even. Integers are
-    NumPy's or Python's where they are known while tracing, and broadcast to ``[N, n]``.
+    With ``place = start * to_start + stop * to_stop``, a sample stands at pixel ``place * scale / steps + half_shift
+    / 2``, pixel centres being whole numbers, and is inside where ``lower <= place <= upper``. ``steps`` is even.
+    Integers are NumPy's or Python's where they are known while tracing, and broadcast to ``[N, n]``.
     """
 
     to_start: Integers
@@ -49,12 +49,12 @@ def centres(size: int, samples: int) -> Lattice:
     return Lattice(steps - to_stop, to_stop, steps, scale=size, half_shift=-1, lower=0, upper=steps)
 
 
-def bins(size: Integers, bins: int, samples: Integers, aligned: bool, most: int | None = None) -> Lattice:
-    """Samples at the centres of the ``samples`` equal parts of each bin, of a box in pixels; up to one pixel beyond the image.
+def bins(size: Integers, bins: int, samples: Integers, most: int, aligned: bool) -> Lattice:
+    """Samples at the centres of equal parts of each bin, of a box in pixels; inside up to one pixel beyond the image.
 
-    Where the number of samples differs from box to box (``[N, 1]``), each bin has ``most`` places for them.
+    ``samples`` is how many parts a bin has: up to ``most``, for which there is room, and per box (``[N, 1]``) perhaps.
     """
-    bin_, part = np.divmod(np.arange(bins * (most or samples), dtype=np.int32)[None], most or samples)
+    bin_, part = np.divmod(np.arange(bins * most, dtype=np.int32)[None], most)
     parts = bins * samples
     to_stop = 2 * (bin_ * samples + part) + 1
     half_shift = -1 if aligned else 0
@@ -72,11 +72,11 @@ def bins(size: Integers, bins: int, samples: Integers, aligned: bool, most: int 
 class Axis(NamedTuple):
     """Samples along one axis, ``[N, n]`` each: between pixels ``index`` and ``index + 1``, at ``fraction`` of the way.
 
-    ``index`` is at most the last pixel but one, and the fraction 1 on the last pixel: so the two pixels also give the slope
-    there. Of a single pixel, fraction is 0.
+    ``index`` is at most the last pixel but one, and the fraction 1 on the last pixel: so the two pixels also give the
+    slope there. Of a single pixel, fraction is 0.
     """
 
-    index: Array
+    index: Array  # type: ignore[assignment]  # which is a method of tuples, of no use here
     fraction: Array
     inside: Array
 
@@ -92,9 +92,9 @@ def locate(start: Array, stop: Array, size: Integers, lattice: Lattice, dtype: D
         dtype: of the fractions.
 
     Returns:
-        The samples. Between which pixels they stand and whether they are inside is decided as exact arithmetic decides it
-        on the floats given. The fraction's derivative is that of the position: exactly on a pixel toward higher indices, at
-        the last pixel toward the inside, and 0 where the position is clamped or outside.
+        The samples. Between which pixels they stand and whether they are inside is decided as exact arithmetic
+        decides it on the floats given. The fraction's derivative is that of the position: exactly on a pixel toward
+        higher indices, at the last pixel toward the inside, and 0 where the position is clamped or outside.
     """
     start, stop = start[:, None], stop[:, None]
     index, fraction, on_pixel, inside = lax.stop_gradient(_place(start, stop, lattice))
@@ -132,7 +132,7 @@ _moving_with.defjvps(None, lambda position_dot, *_: position_dot)
 
 
 def _place(start: Array, stop: Array, lattice: Lattice) -> tuple[Array, Array, Array, Array]:
-    """For each sample: the pixel below, the fraction beyond, whether that is exactly 0, whether the sample is inside."""
+    """Of each sample: the pixel below, the fraction beyond, whether that is exactly 0, whether the sample is inside."""
     dtype = start.dtype
     finite = jnp.isfinite(start) & jnp.isfinite(stop)
     place = _exact.dot(
@@ -156,7 +156,7 @@ def _place(start: Array, stop: Array, lattice: Lattice) -> tuple[Array, Array, A
 
 
 def of_items(rows: Axis, items: Array, batch: int, height: Integers) -> Axis:
-    """Rows of the items of a batch as rows of the images one below the other; of an item that is none, all are outside."""
+    """Rows in the images of a batch stacked one below the other. Of an item that does not exist, all are outside."""
     exists = ((items >= 0) & (items < batch))[:, None]
     first = jnp.where(exists, items[:, None], 0) * height
     return rows._replace(index=rows.index + first, inside=rows.inside & exists)

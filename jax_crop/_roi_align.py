@@ -65,22 +65,22 @@ def roi_align(
             ``[H, W, C]`` features and for ``[B, N, 4]`` boxes.
         output_size: bins along ``(height, width)``, known while tracing.
         spatial_scale: feature pixels for each input pixel, 1/16 for a stride of 16.
-        sampling_ratio: samples of a bin along each axis; 0 for as many as the bin has pixels, begun ones included, which
-            is ``ceil(box size / output size)`` and differs from box to box.
+        sampling_ratio: samples of a bin along each axis; 0 for as many as the bin has pixels, begun ones included,
+            which is ``ceil(box size / output size)`` and differs from box to box.
         aligned: see *Alignment*. True is what Detectron2's ROIAlignV2 does, False what its predecessor did.
-        max_sampling_ratio: the most samples along an axis, needed with ``sampling_ratio=0``. The bins of boxes too large
-            for it are sampled that many times.
+        max_sampling_ratio: the most samples along an axis, needed with ``sampling_ratio=0``. The bins of boxes too
+            large for it are sampled that many times.
 
     Returns:
         ``[N, *output_size, C]``, or ``[B, N, *output_size, C]`` for ``[B, N, 4]`` boxes, in the type of floating
-        features and in float32 for integers. Differentiable in features and boxes, to any order; the derivative by a box
-        is the slope of the bilinear surface, one-sided on pixels as in `crop_and_resize`, and 0 where a sample is clamped
-        to the border.
+        features and in float32 for integers. Differentiable in features and boxes, to any order; the derivative by a
+        box is the slope of the bilinear surface, one-sided on pixels as in `crop_and_resize`, and 0 where a sample is
+        clamped to the border.
 
     Raises:
         TypeError, ValueError: while tracing, for an argument of the wrong type, shape or value.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> import jax_crop
         >>> features = jnp.arange(64.0).reshape(8, 8, 1)
@@ -93,9 +93,7 @@ def roi_align(
     """
     scales = (_arguments.positive("spatial_scale", spatial_scale),)
     samples = _arguments.sampling_ratio(sampling_ratio, max_sampling_ratio)
-    pooling = Pooling(
-        _arguments.size("output_size", output_size), samples, sampling_ratio == 0, bool(aligned), scales
-    )
+    pooling = Pooling(_arguments.size("output_size", output_size), samples, sampling_ratio == 0, bool(aligned), scales)
     return _pool_in_callers_form((_arguments.image("features", features),), boxes, box_indices, pooling)
 
 
@@ -118,8 +116,8 @@ def multilevel_roi_align(
         That of `roi_align`, with the scale of each level: 1 / stride.
 
     Args:
-        features: the levels, fine to coarse, each ``[B, H, W, C]`` or each ``[H, W, C]``; they differ in height and width
-            only.
+        features: the levels, fine to coarse, each ``[B, H, W, C]`` or each ``[H, W, C]``; they differ in height and
+            width only.
         boxes: ``[N, 4]`` or ``[B, N, 4]``, in pixels of the input image.
         box_indices: as for `roi_align`.
         output_size: bins along ``(height, width)``, known while tracing.
@@ -138,7 +136,7 @@ def multilevel_roi_align(
     Raises:
         TypeError, ValueError: while tracing, for an argument of the wrong type, shape or value.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> import jax_crop
         >>> pyramid = [jnp.full((size, size, 1), float(size)) for size in (64, 32, 16, 8)]
@@ -162,7 +160,7 @@ def multilevel_roi_align(
 def _pool_in_callers_form(
     maps: tuple[_arguments.Values, ...], boxes: ArrayLike, box_indices: ArrayLike | None, pooling: Pooling
 ) -> Array:
-    boxes = _arguments.boxes(boxes)
+    boxes = _arguments.boxes(boxes, "convert them, boxes.astype(jnp.float32)")
     box_indices = _arguments.box_indices(box_indices, maps[0].shape, boxes.shape, image="features")
     _arguments.extent(
         "output_size times sampling_ratio",
@@ -188,7 +186,9 @@ def _pool(maps: tuple[Array, ...], boxes: Array, box_indices: Array | None, pool
 
     # The levels stand one below the other, each as wide as the widest, so that one gather serves them all.
     widest = max(m.shape[2] for m in maps)
-    stacked = [jnp.pad(m, ((0, 0), (0, 0), (0, widest - m.shape[2]), (0, 0))).reshape(-1, widest, channels) for m in maps]
+    stacked = [
+        jnp.pad(m, ((0, 0), (0, 0), (0, widest - m.shape[2]), (0, 0))).reshape(-1, widest, channels) for m in maps
+    ]
     first_rows = np.cumsum([0, *(rows.shape[0] for rows in stacked)])
     heights, widths = ([m.shape[axis] for m in maps] for axis in (1, 2))
     level = _levels(boxes, pooling)
@@ -202,8 +202,7 @@ def _pool(maps: tuple[Array, ...], boxes: Array, box_indices: Array | None, pool
         rows = _geometry.of_items(rows, box_indices, batch, height)
     rows = rows._replace(index=rows.index + _of_level(level, first_rows[:-1].astype(np.int32)))
 
-    taps = tuple(min(max(sizes), 2) for sizes in (heights, widths))
-    scheme = Scheme(taps, (pooling.samples, pooling.samples), dtype)
+    scheme = Scheme((min(max(heights), 2), min(widest, 2)), (pooling.samples, pooling.samples), dtype)
     share = jnp.broadcast_to(1 / jnp.asarray(down * across, compute), boxes.shape[0])
     return sample(scheme, jnp.concatenate(stacked), rows, columns, jnp.zeros(channels, compute), share)
 
@@ -229,12 +228,14 @@ def _bins(
     """The samples along one axis, and how many of them each bin averages (``[N]`` if that differs)."""
     if not pooling.aligned:
         stop = jnp.maximum(stop, start + 1)
+    most = pooling.samples
     if not pooling.adaptive:
-        return _geometry.locate(start, stop, size, _geometry.bins(size, bins, pooling.samples, pooling.aligned), dtype), pooling.samples
+        lattice = _geometry.bins(size, bins, most, most, pooling.aligned)
+        return _geometry.locate(start, stop, size, lattice, dtype), most
     # As many as begin in the bin: ceil((stop - start) / bins), without a division to round.
-    begun = bins * jnp.arange(pooling.samples, dtype=start.dtype)[None]
+    begun = bins * jnp.arange(most, dtype=start.dtype)[None]
     samples = jnp.sum((stop - start)[:, None] > begun, axis=1, dtype=jnp.int32)
-    lattice = _geometry.bins(size, bins, jnp.maximum(samples, 1)[:, None], pooling.aligned, pooling.samples)
+    lattice = _geometry.bins(size, bins, jnp.maximum(samples, 1)[:, None], most, pooling.aligned)
     axis = _geometry.locate(start, stop, size, lattice, dtype)
-    in_use = np.arange(axis.index.shape[1], dtype=np.int32)[None] % pooling.samples < samples[:, None]
+    in_use = np.arange(axis.index.shape[1], dtype=np.int32)[None] % most < samples[:, None]
     return axis._replace(inside=axis.inside & in_use), jnp.maximum(samples, 1)

@@ -1,7 +1,12 @@
 """Pixels -> crops: gather and interpolate, and the derivative of that. The only place that is tuned for speed.
 
-The value is formed by ``left + (right - left) * w``, which keeps constants exact. Its derivative is that of the weighted sum
-of the same pixels, ``left * (1 - w) + right * w``, whose transpose is a scatter-add.
+The value is ``left + (right - left) * w``, which keeps constants exact. The derivative is that of the same surface
+written ``left * (1 - w) + right * w``: linear in the pixels, so that its transpose is a scatter-add.
+
+Two habits of XLA on CPUs shape this file. It computes what a gather needs anew for every element of the result,
+unless that lies in memory before (`_in_memory`). And it forms all that a scatter adds, or a sum adds up, in memory
+before it begins; so the derivative is taken of a strip of crop rows at a time, which fits in a cache (`_in_strips`).
+Other platforms take all at once.
 """
 
 import functools
@@ -13,10 +18,11 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.custom_derivatives import SymbolicZero
+from jax.experimental.xla_metadata import set_xla_metadata
 
 from jax_crop._geometry import Axis
 
-# How many bytes of pixels the derivative handles at a time on a CPU: about what the caches nearest to a core hold.
+# The bytes of a strip: about what the caches nearest to a core hold.
 _STRIP_BYTES = 2**16
 
 
@@ -59,53 +65,47 @@ def sample(scheme: Scheme, image: Array, rows: Axis, columns: Axis, fill: Array,
     Returns:
         ``[N, h, w, C]`` in the scheme's dtype, differentiable in image, fractions and fill.
     """
-    return _pool(
-        scheme,
-        rows,
-        columns,
-        share,
-        lambda row, column, inside: jnp.where(inside, _interpolate(scheme, image, row, column), fill),
-    )
+    rows, columns = _in_memory((rows, columns))
+
+    def value(row: Axis, column: Axis) -> Array:
+        return jnp.where(_inside(row, column), _interpolate(scheme, image, row, column), fill)
+
+    return _sum_of_samples(scheme, rows, columns, share, value).astype(scheme.dtype)
 
 
 @functools.partial(sample.defjvp, symbolic_zeros=True)
-def _sample_jvp(scheme: Scheme, primals: tuple, tangents: tuple) -> tuple[Array, Array]:
-    image, rows, columns, fill, share = primals
-    image_dot, rows_dot, columns_dot, fill_dot, _ = tangents
-    crops = sample(scheme, *primals)
-    crops_dot = jnp.zeros(crops.shape, scheme.compute)
-
-    # Only what has a tangent is differentiated: the rest, slopes above all, is never computed.
-    moving = {"image": image_dot, "row": rows_dot.fraction, "column": columns_dot.fraction}
-    moving = {name: dot for name, dot in moving.items() if not isinstance(dot, SymbolicZero)}
-    if moving:
-        at = {"image": image, "row": rows.fraction, "column": columns.fraction}
-        if "image" in moving:  # so that its cotangent is summed in the type of interpolation
-            at["image"], moving["image"] = image.astype(scheme.compute), image_dot.astype(scheme.compute)
-
-        def crops_at(changes: dict[str, Array]) -> Array:
-            now = at | changes
-            moved = rows._replace(fraction=now["row"]), columns._replace(fraction=now["column"])
-            return _weighted_sum(scheme, now["image"], *moved, share)
-
-        crops_dot = jax.jvp(crops_at, ({name: at[name] for name in moving},), (moving,))[1]
-    if not isinstance(fill_dot, SymbolicZero):
-        crops_dot += _pool(scheme, rows, columns, share, lambda _row, _column, inside: jnp.where(inside, 0, fill_dot))
-    return crops, crops_dot.astype(scheme.dtype)
-
-
-def _pool(
-    scheme: Scheme, rows: Axis, columns: Axis, share: Array, value: Callable[[Axis, Axis, Array], Array]
-) -> Array:
-    """The sum of ``value(row, column, inside)`` over the samples of each output pixel; value gives ``[N, h, w, C]``."""
-    total = sum(
-        value(row, column, (row.inside[:, :, None] & column.inside[:, None, :])[..., None])
-        for row in _every(scheme.samples[0], rows)
-        for column in _every(scheme.samples[1], columns)
+def _sample_jvp(scheme: Scheme, primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Array, Array]:
+    image, rows, columns, _, share = primals
+    image_dot, row_dot, column_dot, fill_dot = (
+        None if isinstance(dot, SymbolicZero) else dot  # only what has a tangent is computed
+        for dot in (tangents[0], tangents[1].fraction, tangents[2].fraction, tangents[3])
     )
-    if math.prod(scheme.samples) > 1:
-        total *= share[:, None, None, None]
-    return total.astype(scheme.dtype)
+    boxes = Boxes(rows, columns, share, row_dot, column_dot)
+    channels = image.shape[2]
+    crops_dot = jnp.zeros((), scheme.compute)
+    if image_dot is not None:
+        image_dot = image_dot.astype(scheme.compute)  # so that its cotangent is summed in the type of interpolation
+        crops_dot += _in_strips(
+            scheme, functools.partial(_image_tangent, scheme, image_dot), boxes, math.prod(scheme.taps) * channels
+        )
+    if row_dot is not None or column_dot is not None:
+        crops_dot += _in_strips(scheme, functools.partial(_box_tangent, scheme, image), boxes, 2 * channels)
+    if fill_dot is not None:
+        crops_dot += _sum_of_samples(
+            scheme, rows, columns, share, lambda row, column: jnp.where(_inside(row, column), 0, fill_dot)
+        )
+    crops = sample(scheme, *primals)
+    return crops, jnp.broadcast_to(crops_dot, crops.shape).astype(scheme.dtype)
+
+
+def _sum_of_samples(
+    scheme: Scheme, rows: Axis, columns: Axis, share: Array, value: Callable[[Axis, Axis], Array]
+) -> Array:
+    """The sum of ``value(row, column)``, ``[N, h, w, C]`` of one sample of each output pixel, over all its samples."""
+    down, across = scheme.samples
+    values = [value(row, column) for row in _every(down, rows) for column in _every(across, columns)]
+    total = functools.reduce(jnp.add, values)
+    return total if scheme.samples == (1, 1) else total * share[:, None, None, None]
 
 
 def _every(samples: int, axis: Axis) -> list[Axis]:
@@ -113,12 +113,17 @@ def _every(samples: int, axis: Axis) -> list[Axis]:
     return [jax.tree.map(lambda table, i=i: table[:, i::samples], axis) for i in range(samples)]
 
 
-def _interpolate(scheme: Scheme, image: Array, row: Axis, column: Axis) -> Array:
-    """One sample for each output pixel: ``[N, h, w, C]``."""
-    row_indices, row_weight = _neighbours(scheme.taps[0], row)
-    column_indices, column_weight = _neighbours(scheme.taps[1], column)
+def _inside(rows: Axis, columns: Axis) -> Array:
+    """``[N, h, w, 1]``."""
+    return (rows.inside[:, :, None] & columns.inside[:, None, :])[..., None]
+
+
+def _interpolate(scheme: Scheme, image: Array, rows: Axis, columns: Axis) -> Array:
+    """The surface at each sample, ``[N, h, w, C]``."""
+    row_indices, row_weight = _neighbours(scheme.taps[0], rows)
+    column_indices, column_weight = _neighbours(scheme.taps[1], columns)
     across = [
-        _lerp([_pixels(image, i, j, (1, 1)).squeeze((3, 4)).astype(scheme.compute) for j in column_indices], column_weight[:, None, :, None])
+        _lerp([_pixels(image, i, j).astype(scheme.compute) for j in column_indices], column_weight[:, None, :, None])
         for i in row_indices
     ]
     return _lerp(across, row_weight[:, :, None, None])
@@ -133,63 +138,141 @@ def _neighbours(taps: int, axis: Axis) -> tuple[list[Array], Array]:
 
 
 def _lerp(values: list[Array], weight: Array) -> Array:
-    """Between two values; a value without weight has no influence, be it infinite or NaN."""
+    """Between the first value and the last; a value without weight has no influence, be it infinite or NaN."""
     left, right = values[0], values[-1]
     return left if left is right else jnp.where(weight == 0, left, left + (right - left) * weight)
 
 
-def _pixels(image: Array, rows: Array, columns: Array, window: tuple[int, int]) -> Array:
+def _pixels(image: Array, rows: Array, columns: Array) -> Array:
+    """The pixels at each of ``[N, h]`` rows and ``[N, w]`` columns: ``[N, h, w, C]``."""
+    return _windows(image, rows, columns, (1, 1)).squeeze((3, 4))
+
+
+def _windows(image: Array, rows: Array, columns: Array, window: tuple[int, int]) -> Array:
     """Windows of pixels that start at each of ``[N, h]`` rows and ``[N, w]`` columns: ``[N, h, w, *window, C]``."""
-    starts = jnp.stack(jnp.broadcast_arrays(rows[:, :, None], columns[:, None, :]), axis=-1)
+    # Rows and columns have indices of their own: a single one would overflow in images beyond 2^31 pixels.
     return lax.gather(
         image,
-        starts,
+        jnp.stack(jnp.broadcast_arrays(rows[:, :, None], columns[:, None, :]), axis=-1),
         lax.GatherDimensionNumbers(offset_dims=(3, 4, 5), collapsed_slice_dims=(), start_index_map=(0, 1)),
         slice_sizes=(*window, image.shape[2]),
         mode=lax.GatherScatterMode.PROMISE_IN_BOUNDS,
     )
 
 
-def _weighted_sum(scheme: Scheme, image: Array, rows: Axis, columns: Axis, share: Array) -> Array:
-    """As `sample` but for rounding, with 0 outside: linear in the image, its transpose is one scatter-add a strip.
+def _in_memory(tables: Any) -> Any:
+    """The same tables; on a CPU in memory, as a call that is not inlined takes its arguments there."""
 
-    A strip is a number of crop rows.
+    def on_cpu(tables: Any) -> Any:
+        with set_xla_metadata(inlineable="false"):
+            return jax.jit(lax.optimization_barrier)(tables)
+
+    return lax.platform_dependent(tables, cpu=on_cpu, default=lambda tables: tables)
+
+
+class Boxes(NamedTuple):
+    """Samples of boxes, and the tangents of their fractions along rows and columns, None for what does not move."""
+
+    rows: Axis
+    columns: Axis
+    share: Array
+    row_dot: Array | None
+    column_dot: Array | None
+
+
+def _image_tangent(scheme: Scheme, image_dot: Array, boxes: Boxes) -> Array:
+    """The tangent of crops, linear in the image's: its transpose is one scatter-add of windows."""
+    row_weights = jnp.stack([1 - boxes.rows.fraction, boxes.rows.fraction][: scheme.taps[0]], axis=-1)
+    column_weights = jnp.stack([1 - boxes.columns.fraction, boxes.columns.fraction][: scheme.taps[1]], axis=-1)
+    weights = row_weights[:, :, None, :, None, None] * column_weights[:, None, :, None, :, None]
+    windows = _windows(image_dot, boxes.rows.index, boxes.columns.index, scheme.taps)
+    inside = _inside(boxes.rows, boxes.columns)[..., None, None]
+    return _pool(scheme, jnp.sum(jnp.where(inside, windows, 0) * weights, axis=(3, 4)), boxes.share)
+
+
+def _box_tangent(scheme: Scheme, image: Array, boxes: Boxes) -> Array:
+    """The tangent of crops, linear in the fractions': slopes of the surface times how far each sample moves."""
+    rows, columns, _, row_dot, column_dot = boxes
+    (above_left, above_right), (below_left, below_right) = (
+        [_pixels(image, rows.index + i, columns.index + j).astype(scheme.compute) for j in (0, scheme.taps[1] - 1)]
+        for i in (0, scheme.taps[0] - 1)
+    )
+    inside = _inside(rows, columns)
+    total = jnp.zeros((), scheme.compute)
+    if row_dot is not None:
+        x = columns.fraction[:, None, :, None]
+        slope = (below_left - above_left) * (1 - x) + (below_right - above_right) * x
+        total += jnp.where(inside, slope, 0) * _outer(row_dot, jnp.ones_like(columns.fraction), image.shape[2])
+    if column_dot is not None:
+        y = rows.fraction[:, :, None, None]
+        slope = (above_right - above_left) * (1 - y) + (below_right - below_left) * y
+        total += jnp.where(inside, slope, 0) * _outer(jnp.ones_like(rows.fraction), column_dot, image.shape[2])
+    return _pool(scheme, total, boxes.share)
+
+
+def _outer(rows: Array, columns: Array, channels: int) -> Array:
+    """``rows[N, h] * columns[N, w]`` for each channel, ``[N, h, w, C]``."""
+    columns = jnp.repeat(columns, channels, axis=1)
+    # A matrix product transposes to matrix products, which are fast on a CPU; sums with a gather fused into them are
+    # not.
+    outer = lax.platform_dependent(
+        rows[:, :, None], columns[:, None, :], cpu=jnp.matmul, default=lambda rows, columns: rows * columns
+    )
+    return outer.reshape(*rows.shape, -1, channels)
+
+
+def _pool(scheme: Scheme, values: Array, share: Array) -> Array:
+    """As `_sum_of_samples`, of all samples at once: ``[N, h * samples, w * samples, C]``."""
+    if scheme.samples == (1, 1):
+        return values
+    boxes, height, width, channels = values.shape
+    down, across = scheme.samples
+    bins = values.reshape(boxes, height // down, down, width // across, across, channels)
+    return bins.sum((2, 4)) * share[:, None, None, None]
+
+
+def _in_strips(scheme: Scheme, tangent: Callable[[Boxes], Array], boxes: Boxes, sample_floats: int) -> Array:
+    """``tangent(boxes)``, ``[N, h, w, C]``; on a CPU a strip of crop rows at a time.
+
+    Args:
+        scheme: see `Scheme`.
+        tangent: of any number of boxes, each of any number of rows.
+        boxes: all of them.
+        sample_floats: how many floats the tangent of a sample holds in memory.
     """
-    boxes, samples = rows.index.shape
-    height, width = samples // scheme.samples[0], columns.index.shape[1] // scheme.samples[1]
+    # Only the tables are kept for the backward pass: what the tangent computes from them is computed again.
+    tangent = jax.checkpoint(tangent, prevent_cse=False)
 
-    # Nothing is kept from the forward pass but the tables: a strip's pixels and weights are computed anew.
-    @functools.partial(jax.checkpoint, prevent_cse=False)
-    def strip(image: Array, columns: Axis, row: Axis, box: Array) -> Array:
-        column = jax.tree.map(lambda table: table[box], columns)
-        inside = row.inside[:, :, None] & column.inside[:, None, :]
-        weights = _weights(scheme.taps[0], row)[:, :, None, :, None] * _weights(scheme.taps[1], column)[:, None, :, None, :]
-        if math.prod(scheme.samples) > 1:
-            weights *= share[box][:, None, None, None, None]
-        pixels = _pixels(image, row.index, column.index, scheme.taps).astype(scheme.compute)
-        weighted = jnp.where(inside[..., None, None, None], pixels, 0) * weights[..., None]
-        length = row.index.shape[0]
-        return weighted.reshape(length, scheme.samples[0], width, scheme.samples[1], *weighted.shape[3:]).sum((1, 3, 4, 5))
+    def strip_by_strip(boxes: Boxes) -> Array:
+        count, samples = boxes.rows.index.shape
+        height = samples // scheme.samples[0]
+        row_bytes = scheme.samples[0] * boxes.columns.index.shape[1] * sample_floats * scheme.compute.itemsize
+        strip_boxes, strip_rows = _strip_shape(count, height, _STRIP_BYTES // row_bytes)
 
-    def in_strips(image: Array, rows: Axis, columns: Axis) -> Array:
-        row_bytes = math.prod(scheme.taps) * scheme.samples[0] * samples * image.shape[2] * jnp.dtype(scheme.compute).itemsize
-        length = _strip_length(boxes, height, _STRIP_BYTES // row_bytes)
-        table = jax.tree.map(lambda t: t.reshape(-1, length, scheme.samples[0]), rows)
-        box = (jnp.arange(boxes * height, dtype=jnp.int32) // height).reshape(-1, length)
-        crops = lax.scan(lambda _, xs: (None, strip(image, columns, *xs)), None, (table, box))[1]
-        return crops.reshape(boxes, height, width, image.shape[2])
+        def strip(rows: tuple[Axis, Array | None], box: Array) -> Array:
+            row, row_dot = jax.tree.map(lambda table: table.reshape(strip_boxes, -1), rows)
+            columns, share, column_dot = jax.tree.map(
+                lambda table: table[box], (boxes.columns, boxes.share, boxes.column_dot)
+            )
+            crops = tangent(Boxes(row, columns, share, row_dot, column_dot))
+            return crops.reshape(strip_boxes * strip_rows, *crops.shape[2:])
 
-    return in_strips(image, rows, columns)
+        rows = jax.tree.map(
+            lambda table: table.reshape(-1, strip_boxes * strip_rows * scheme.samples[0]), (boxes.rows, boxes.row_dot)
+        )
+        box = jnp.arange(count, dtype=jnp.int32).reshape(-1, strip_boxes)
+        box = jnp.repeat(box, height // strip_rows, axis=0)
+        _, crops = lax.scan(lambda _, strip_of: (None, strip(*strip_of)), None, (rows, box))
+        return crops.reshape(count, height, *crops.shape[2:])
 
-
-def _strip_length(boxes: int, height: int, most: int) -> int:
-    """How many of the ``boxes * height`` crop rows make a strip: a divisor of their number."""
-    total = boxes * height
-    return max(length for length in range(1, max(most, 1) + 1) if total % length == 0)
+    return lax.platform_dependent(boxes, cpu=strip_by_strip, default=tangent)
 
 
-def _weights(taps: int, axis: Axis) -> Array:
-    """The weights of the pixels that a sample lies between, ``[..., taps]``."""
-    if taps == 1:
-        return jnp.ones_like(axis.fraction)[..., None]
-    return jnp.stack([1 - axis.fraction, axis.fraction], axis=-1)
+def _strip_shape(count: int, height: int, most: int) -> tuple[int, int]:
+    """How many boxes, and how many rows of each, make a strip: at most that many rows, if equal strips allow it."""
+    divisors = [rows for rows in range(1, height + 1) if height % rows == 0]
+    # Strips of a single row would have XLA copy all crops to another layout.
+    rows = max((rows for rows in divisors if rows <= most and rows > 1), default=min(divisors[1:], default=1))
+    if rows < height or not isinstance(count, int):  # a symbolic count has no divisors
+        return 1, rows
+    return max(boxes for boxes in range(1, max(most // rows, 1) + 1) if count % boxes == 0), rows

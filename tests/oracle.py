@@ -100,14 +100,14 @@ def crop_and_resize(
     image, boxes, box_indices, crop_size, method="bilinear", extrapolation_value=0.0, align_corners=True
 ):
     """TensorFlow's form: ``[B, H, W, C]``, ``[N, 4]``, ``[N]`` to ``[N, *crop_size, C]``, in float64."""
-    image = np.asarray(image).astype(np.float64)
+    image = np.asarray(image)
     crops = np.zeros((len(boxes), *crop_size, image.shape[3]))
     if image.size == 0:
         return crops + extrapolation_value
     rows, columns = _axes(image, boxes, crop_size, align_corners)
     for item, row, column, weight in _weighed(image, rows, columns, box_indices, method):
         weight = weight[..., None]
-        crops += np.where(weight == 0, 0, image[item, row, column]) * weight
+        crops += np.where(weight == 0, 0, image[item, row, column].astype(np.float64)) * weight
     return np.where(_inside(image, rows, columns, box_indices)[0], crops, extrapolation_value)
 
 

@@ -17,21 +17,9 @@ from tests import oracle
 from tests.conftest import jax_config
 
 LATTICES = {"corners": _geometry.corners, "centres": _geometry.centres}
-SIZES = [
-    (1, 1),
-    (1, 7),
-    (2, 1),
-    (2, 3),
-    (3, 2),
-    (8, 14),
-    (16, 28),
-    (56, 28),
-    (64, 112),
-    (223, 224),
-    (1080, 2),
-    (3001, 101),
-]
-LARGEST = [(70_000, 4096), (1, 4096), (70_000, 1), (65_537, 4095)]
+# (pixels, samples): small ones, those where rounding is known to lose a row, and the largest.
+SIZES = [(1, 1), (2, 3), (3, 2), (8, 14), (56, 28), (64, 112), (1080, 2), (3001, 101)]
+LARGEST = [(70_000, 4096), (1, 4096), (70_000, 1)]
 
 lattices = pytest.mark.parametrize("lattice", LATTICES)
 
@@ -63,7 +51,7 @@ def vmap(start, stop, size, n, lattice):
     def of_one(start, stop):
         return [table[0] for table in pixels_and_fractions(start[None], stop[None], size, n, lattice)]
 
-    return jax.vmap(of_one)(jnp.asarray(start), jnp.asarray(stop))
+    return jax.jit(jax.vmap(of_one))(start, stop)
 
 
 def assert_exact(start, stop, size, n, lattice, located):
@@ -118,7 +106,7 @@ def test_a_million_decisions(lattice):
     """A million for each alignment: borders hit exactly, k/m, one float beyond, denormals, 1e38, NaN and any bits."""
     decisions = 0
     for i, (size, n) in enumerate(SIZES + LARGEST):
-        edges = oracle.misleading_edges(np.random.default_rng(i), 70_000 // n + 9, size, n)
+        edges = oracle.misleading_edges(np.random.default_rng(i), 100_000 // n + 9, size, n)
         decisions += assert_exact(*edges, size, n, lattice, jit(*edges, size, n, lattice))
     assert decisions > 1_000_000
 
@@ -136,7 +124,7 @@ def test_decisions_under_transforms(lattice, transform, dtype):
 @lattices
 def test_float32_boxes_with_x64(x64, lattice):
     edges = oracle.misleading_edges(np.random.default_rng(0), 1000, 223, 14)
-    assert_exact(*edges, 223, 14, lattice, pixels_and_fractions(*map(jnp.asarray, edges), 223, 14, lattice))
+    assert_exact(*edges, 223, 14, lattice, jit(*edges, 223, 14, lattice))
 
 
 @functools.cache

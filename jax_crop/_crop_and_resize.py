@@ -9,6 +9,7 @@ from jax import Array
 from jax.typing import ArrayLike, DTypeLike
 
 from jax_crop import _arguments, _geometry
+from jax_crop._forms import in_form
 from jax_crop._sampling import Scheme, float_of, sample
 
 
@@ -85,16 +86,12 @@ def crop_and_resize(
     fill = _arguments.fill(extrapolation_value, image.shape[-1])
 
     crop = functools.partial(_crop, crop_size=crop_size, method=method, align_corners=bool(align_corners), dtype=dtype)
-    if box_indices is not None:
-        return crop(image, boxes, box_indices, fill)
-    if boxes.ndim == 2:
-        return crop(image[None], boxes, None, fill)
-    return jax.vmap(lambda image, boxes: crop(image[None], boxes, None, fill))(image, boxes)
+    return in_form(crop, (image,), boxes, box_indices, fill)
 
 
 @functools.partial(jax.jit, static_argnames=("crop_size", "method", "align_corners", "dtype"))
 def _crop(
-    image: Array,
+    images: tuple[Array],
     boxes: Array,
     box_indices: Array | None,
     fill: Array,
@@ -104,7 +101,8 @@ def _crop(
     align_corners: bool,
     dtype: Any,
 ) -> Array:
-    """``[B, H, W, C]``, ``[N, 4]`` and ``[N]`` (or None: all of the first image) to ``[N, *crop_size, C]``."""
+    """One ``[B, H, W, C]``, ``[N, 4]`` and ``[N]`` (or None: all of the first image) to ``[N, *crop_size, C]``."""
+    (image,) = images
     batch, height, width, channels = image.shape
     compute = float_of(dtype)
     fill = jnp.broadcast_to(jnp.asarray(fill).astype(compute), (channels,))

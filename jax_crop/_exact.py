@@ -39,6 +39,14 @@ class Pair(NamedTuple):
         """Whether the number is ``<= bound``."""
         return (self.high < bound) | ((self.high == bound) & (self.low <= 0))
 
+    def times(self, factor: Integers) -> "Pair":
+        """The product with natural numbers below 2^24 (2^52 with float64)."""
+        info = jnp.finfo(self.high.dtype)
+        pieces = _pieces(factor, info)
+        return Pair(
+            *_distill([half * piece for part in (self.low, self.high) for half in _halves(part) for piece in pieces])
+        )
+
     def floor(self) -> tuple[Array, "Pair"]:
         """The integer below, as int32, and the rest, in ``[0, 1)``; the number must be in int32's range."""
         high, low = self
@@ -98,6 +106,14 @@ def _decode(value: Array) -> tuple[Array, Array, Array]:
     low = mantissa & ((1 << _half(info)) - 1)
     e = jnp.maximum(exponent, 1).astype(jnp.int32) + (info.minexp - 1 - info.nmant)
     return (mantissa - low).astype(value.dtype), low.astype(value.dtype), e
+
+
+def _halves(value: Array) -> tuple[Array, Array]:
+    """Floats of half the mantissa's bits each that add up to the value (Dekker)."""
+    info = jnp.finfo(value.dtype)
+    bits = lax.bitcast_convert_type(value, _integer(info))
+    high = lax.bitcast_convert_type(bits >> _half(info) << _half(info), value.dtype)
+    return value - high, high
 
 
 def _pieces(weight: Integers, info: jnp.finfo) -> list[Array]:

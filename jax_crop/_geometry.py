@@ -146,7 +146,7 @@ def _place(start: Array, stop: Array, lattice: Lattice) -> tuple[Array, Array, A
     # The position in steps, of which the integer part is kept in int32 and the rest as a pair in [0, 1).
     whole, rest = place.floor()
     if lattice.scale != 1:
-        more, rest = _exact.dot((rest.high, lattice.scale), (rest.low, lattice.scale)).floor()
+        more, rest = rest.times(lattice.scale).floor()
         whole = whole * lattice.scale + more
     whole += lattice.half_shift * (lattice.steps // 2)
     index = whole // lattice.steps

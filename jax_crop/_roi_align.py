@@ -13,6 +13,7 @@ from jax.typing import ArrayLike, DTypeLike
 
 from jax_crop import _arguments, _geometry
 from jax_crop._exact import Integers
+from jax_crop._forms import in_form
 from jax_crop._geometry import Axis
 from jax_crop._sampling import Scheme, float_of, sample
 from jax_crop.boxes import assign_levels
@@ -94,7 +95,7 @@ def roi_align(
     scales = (_arguments.positive("spatial_scale", spatial_scale),)
     samples = _arguments.sampling_ratio(sampling_ratio, max_sampling_ratio)
     pooling = Pooling(_arguments.size("output_size", output_size), samples, sampling_ratio == 0, bool(aligned), scales)
-    return _pool_in_callers_form((_arguments.image("features", features),), boxes, box_indices, pooling)
+    return _checked_pool((_arguments.image("features", features),), boxes, box_indices, pooling)
 
 
 def multilevel_roi_align(
@@ -154,10 +155,10 @@ def multilevel_roi_align(
     pooling = Pooling(
         _arguments.size("output_size", output_size), samples, sampling_ratio == 0, bool(aligned), scales, canonical
     )
-    return _pool_in_callers_form(maps, boxes, box_indices, pooling)
+    return _checked_pool(maps, boxes, box_indices, pooling)
 
 
-def _pool_in_callers_form(
+def _checked_pool(
     maps: tuple[_arguments.Values, ...], boxes: ArrayLike, box_indices: ArrayLike | None, pooling: Pooling
 ) -> Array:
     boxes = _arguments.boxes(boxes, "convert them, boxes.astype(jnp.float32)")
@@ -168,15 +169,11 @@ def _pool_in_callers_form(
         [max(m.shape[axis] for m in maps) for axis in (-3, -2)],
         2**23,
     )
-    if box_indices is not None:
-        return _pool(maps, boxes, box_indices, pooling)
-    if boxes.ndim == 2:
-        return _pool(tuple(m[None] for m in maps), boxes, None, pooling)
-    return jax.vmap(lambda maps, boxes: _pool(tuple(m[None] for m in maps), boxes, None, pooling))(maps, boxes)
+    return in_form(functools.partial(_pool, pooling=pooling), maps, boxes, box_indices, None)
 
 
 @functools.partial(jax.jit, static_argnames="pooling")
-def _pool(maps: tuple[Array, ...], boxes: Array, box_indices: Array | None, pooling: Pooling) -> Array:
+def _pool(maps: tuple[Array, ...], boxes: Array, box_indices: Array | None, fill: None, *, pooling: Pooling) -> Array:
     """``[B, H, W, C]`` each, ``[N, 4]`` and ``[N]`` (or None: all of the first image) to ``[N, *size, C]``."""
     batch, *_, channels = maps[0].shape
     dtype = maps[0].dtype if jnp.issubdtype(maps[0].dtype, jnp.floating) else jnp.dtype(jnp.float32)

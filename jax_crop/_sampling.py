@@ -167,7 +167,7 @@ def _in_memory(tables: Any) -> Any:
         with set_xla_metadata(inlineable="false"):
             return jax.jit(lax.optimization_barrier)(tables)
 
-    return lax.platform_dependent(tables, cpu=on_cpu, default=lambda tables: tables)
+    return lax.platform_dependent(tables, cpu=on_cpu, default=lax.optimization_barrier)
 
 
 class Boxes(NamedTuple):
@@ -248,6 +248,9 @@ def _in_strips(scheme: Scheme, tangent: Callable[[Boxes], Array], boxes: Boxes, 
         height = samples // scheme.samples[0]
         row_bytes = scheme.samples[0] * boxes.columns.index.shape[1] * sample_floats * scheme.compute.itemsize
         strip_boxes, strip_rows = _strip_shape(count, height, _STRIP_BYTES // row_bytes)
+
+        if (strip_boxes, strip_rows) == (count, height):
+            return tangent(boxes)
 
         def strip(rows: tuple[Axis, Array | None], box: Array) -> Array:
             row, row_dot = jax.tree.map(lambda table: table.reshape(strip_boxes, -1), rows)

@@ -224,7 +224,7 @@ def _bins(
 ) -> tuple[Axis, Integers]:
     """The samples along one axis, and how many of them each bin averages (``[N]`` if that differs)."""
     if not pooling.aligned:
-        stop = jnp.maximum(stop, start + 1)
+        stop = jnp.where((stop < start + 1) & (stop > -jnp.inf), start + 1, stop)
     most = pooling.samples
     if not pooling.adaptive:
         lattice = _geometry.bins(size, bins, most, most, pooling.aligned)

@@ -213,8 +213,7 @@ def _box_tangent(scheme: Scheme, image: Array, boxes: Boxes) -> Array:
 def _outer(rows: Array, columns: Array, channels: int) -> Array:
     """``rows[N, h] * columns[N, w]`` for each channel, ``[N, h, w, C]``."""
     columns = jnp.repeat(columns, channels, axis=1)
-    # A matrix product transposes to matrix products, which are fast on a CPU; sums with a gather fused into them are
-    # not.
+    # A matrix product transposes to matrix products, which are fast on a CPU. Sums with a gather fused in are not.
     outer = lax.platform_dependent(
         rows[:, :, None], columns[:, None, :], cpu=jnp.matmul, default=lambda rows, columns: rows * columns
     )

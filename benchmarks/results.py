@@ -1,0 +1,84 @@
+"""Results on disk, so that pages can be written anew, and show several machines."""
+
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+FOLDER = Path(__file__).parent / "results"
+_PACKAGES = (
+    "jax_crop",
+    "jax",
+    "jaxlib",
+    "numpy",
+    "tensorflow",
+    "tensorflow-cpu",
+    "onnxruntime",
+    "torch",
+    "torchvision",
+)
+_OPENCV = ("opencv-python", "opencv-python-headless")
+KEEP = {  # one arena whose memory is neither mapped anew nor given back
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_THRESHOLD_": str(2**32),
+    "MALLOC_TRIM_THRESHOLD_": str(2**34),
+    "MALLOC_TOP_PAD_": str(2**26),
+}
+
+
+class Result(NamedTuple):
+    """What one part found, and where."""
+
+    machine: dict[str, Any]
+    rows: list[dict[str, Any]]
+
+
+def save(part: str, rows: Sequence[Any]) -> None:
+    """Rows are named tuples."""
+    path = FOLDER / jax.default_backend() / f"{part}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    result = {"machine": machine(), "rows": [row._asdict() for row in rows]}
+    path.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+
+
+def load(backend: str, part: str) -> Result | None:
+    path = FOLDER / backend / f"{part}.json"
+    return Result(**json.loads(path.read_text())) if path.exists() else None
+
+
+def machine() -> dict[str, Any]:
+    packages = {name: _version(name) for name in _PACKAGES + _OPENCV}
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "device": jax.devices()[0].device_kind,
+        "system": f"{platform.system()} {' '.join(platform.libc_ver())}".strip(),
+        "keeps_freed_memory": keeps_freed_memory(),
+        "versions": {"Python": platform.python_version()} | {name: v for name, v in packages.items() if v},
+        "date": datetime.date.today().isoformat(),
+    }
+
+
+def keeps_freed_memory() -> bool:
+    """Whether this process was started with `KEEP`."""
+    return os.environ.items() >= KEEP.items()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.processor()

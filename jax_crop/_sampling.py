@@ -85,15 +85,16 @@ def _sample_jvp(scheme: Scheme, primals: tuple[Any, ...], tangents: tuple[Any, .
     crops_dot = jnp.zeros((), scheme.compute)
     if image_dot is not None:
         image_dot = image_dot.astype(scheme.compute)  # so that its cotangent is summed in the type of interpolation
+        # If devices hold parts of the boxes, the image is made one that differs between them before the strips: then
+        # cotangents are summed over devices after the last strip and not after each.
+        image_dot, _ = lax.optimization_barrier((image_dot, rows.index))
         crops_dot += _in_strips(
             scheme, functools.partial(_image_tangent, scheme, image_dot), boxes, math.prod(scheme.taps) * channels
         )
     if row_dot is not None or column_dot is not None:
         crops_dot += _in_strips(scheme, functools.partial(_box_tangent, scheme, image), boxes, 2 * channels)
     if fill_dot is not None:
-        crops_dot += _sum_of_samples(
-            scheme, rows, columns, share, lambda row, column: jnp.where(_inside(row, column), 0, fill_dot)
-        )
+        crops_dot += _fill_tangent(scheme, fill_dot, boxes)
     crops = sample(scheme, *primals)
     return crops, jnp.broadcast_to(crops_dot, crops.shape).astype(scheme.dtype)
 
@@ -178,6 +179,18 @@ class Boxes(NamedTuple):
     share: Array
     row_dot: Array | None
     column_dot: Array | None
+
+
+@functools.partial(jax.checkpoint, static_argnums=0)  # keeps no mask for the backward pass
+def _fill_tangent(scheme: Scheme, fill_dot: Array, boxes: Boxes) -> Array:
+    """The tangent of crops, linear in the fill's."""
+    return _sum_of_samples(
+        scheme,
+        boxes.rows,
+        boxes.columns,
+        boxes.share,
+        lambda row, column: jnp.where(_inside(row, column), 0, fill_dot),
+    )
 
 
 def _image_tangent(scheme: Scheme, image_dot: Array, boxes: Boxes) -> Array:

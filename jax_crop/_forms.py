@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax import Array
+from jax import Array, lax
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
@@ -74,7 +74,13 @@ def _on_each_device(
     )
     arguments = jax.tree.map(jax.sharding.reshard, (images, boxes, box_indices, fill), in_specs)
     out_specs = P(*batch, count, None, None, channels)
-    return jax.shard_map(crop, in_specs=in_specs, out_specs=out_specs, axis_names=explicit)(*arguments)
+
+    def crop_of_part(*part: Any) -> Array:
+        # Made to differ between devices here, all at once: where that happens within a loop, its transpose sums over
+        # devices in each turn.
+        return crop(*lax.optimization_barrier(part))
+
+    return jax.shard_map(crop_of_part, in_specs=in_specs, out_specs=out_specs, axis_names=explicit)(*arguments)
 
 
 def _spec(array: Values) -> tuple[Any, ...]:

@@ -186,6 +186,7 @@ def misleading_edges(rng, n_boxes, size, n, dtype=np.float32):
             neighbour(border),
             neighbour(neighbour(border)),
             rng.integers(-9, 10, n_boxes) * info.smallest_subnormal,
+            rng.choice([-1, 1], n_boxes) * 2.0 ** rng.integers(-60, -20, n_boxes),
             np.ldexp(rng.choice([-1.0, 1.0], n_boxes), rng.integers(info.minexp, info.maxexp, n_boxes)),
             rng.choice([1e38, -1e38, np.inf, np.nan], n_boxes),
             bits,

@@ -164,7 +164,8 @@ def alignment() -> plt.Figure:
         "roi_align\nalong edges, samples averaged": (samples_of_bins(True), (0.5, 4.5)),
         "roi_align, aligned=False\nhalf a pixel off": (samples_of_bins(False), (1, 5)),
     }
-    figure, every = plt.subplots(2, 2, figsize=(9, 9.6), layout="constrained")
+    figure, every = plt.subplots(2, 2, figsize=(9, 9.8), layout="constrained")
+    figure.get_layout_engine().set(h_pad=0.15)
     colours = plt.get_cmap("tab10").colors
     for axes, (title, (samples, (start, stop))) in zip(every.flat, panels.items(), strict=True):
         axes.set(title=title, xlim=(-0.6, 5.6), ylim=(5.6, -0.6), xticks=range(6), yticks=range(6), aspect="equal")

@@ -69,7 +69,7 @@ def _measure(part: str, cases: Sequence[Case], effort: Effort, keep: bool) -> Se
     if part == "speed":
         return speed.measure(cases, effort, _MAPPED if keep else 0)
     if part == "scaling":
-        return scaling.measure(effort)
+        return scaling.measure(effort._replace(seconds=effort.seconds / 2))
     if part == "memory":
         return memory.measure(cases)
     return correctness.measure(quick=effort == QUICK)

@@ -55,9 +55,10 @@ _METHOD = """\
 
 All libraries run in one process, in turn, on the same boxes and the same white noise, with as many threads as there
 are cores. Inputs wait in each library's own tensors and layout (channels first for ONNX Runtime and PyTorch), and
-results stay there. A turn begins with an untimed call, because the threads of the library before spin for a while after
-their work; a few timed calls follow, each until its result is there. Shown is the median over all turns, with the
-quartiles. Before the clock runs, every result is compared with ours.
+results stay there. A turn begins with an untimed run, because the threads of the library before spin for a while after
+their work; a few timed runs follow, each until its result is there. Shown is the median over all turns, with the
+quartiles; of a run that takes longer than 0.4 seconds there is but one. Before the clock runs, every result is
+compared with ours.
 
 - Boxes keep clear of the image's border, where the conventions of the libraries differ. Their sides are spread evenly
   over the octaves from a twentieth of the image (0.3 of it where 64 images have a box each) to nine tenths.

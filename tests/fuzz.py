@@ -1,8 +1,8 @@
 """Random calls of `crop_and_resize` against the oracle: `python -m tests.fuzz --calls 20000 --seed 0`.
 
 Shapes, types and options come from a pool, for each has to be compiled; every call brings new pixels, boxes that try
-to mislead, indices and fill values. It tells the largest error, relative to the range of the image, and the number of wrong
-pixels; if there are any, the exit status is 1.
+to mislead, indices and fill values. It tells the largest error, relative to the range of the image, and the number of
+wrong pixels; if there are any, the exit status is 1.
 """
 
 import argparse

@@ -57,7 +57,7 @@ def geometry() -> plt.Figure:
     sizes = np.arange(2, 65)
     for axes, lost, title in (
         (lower[0], _lost_by_tensorflow(sizes), "TensorFlow"),
-        (lower[1], _lost_by_plain_jnp(sizes), "the same formula in jnp, jitted"),
+        (lower[1], _lost_by_plain_jnp(sizes), "its formula in jnp, jitted"),
     ):
         axes.imshow(lost, cmap="Purples", vmax=1.2, origin="lower", extent=(1.5, 64.5, 1.5, 64.5), interpolation="none")
         axes.set(

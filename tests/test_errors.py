@@ -24,7 +24,7 @@ CASES = {
     "complex image": ({"image": np.ones((3, 6, 9, 2), np.complex64)}, TypeError, ["image", "complex64", "floating"]),
     "boolean image": ({"image": np.ones((3, 6, 9, 2), bool)}, TypeError, ["image", "bool", "integer"]),
     "image that is none": ({"image": "photo.png"}, TypeError, ["image", "integer or floating"]),
-    "ragged image": ({"image": [[1, 2], [3]]}, TypeError, ["image", "[[1, 2], [3]]"]),
+    "ragged image": ({"image": [[1, 2], [3]]}, TypeError, ["image", "unequal parts [2, 1]"]),
     "boxes of 3 columns": ({"boxes": np.zeros((5, 3), np.float32)}, ValueError, ["boxes", "(5, 3)", "[N, 4]"]),
     "one box": ({"boxes": np.zeros(4, np.float32)}, ValueError, ["boxes", "(4,)", "[N, 4]"]),
     "boxes of rank 4": ({"boxes": np.zeros((1, 1, 5, 4), np.float32)}, ValueError, ["boxes", "(1, 1, 5, 4)", "[N, 4]"]),

@@ -245,6 +245,21 @@ def test_samples_next_to_the_border(align_corners):
     np.testing.assert_array_equal(crops, expected)
 
 
+@pytest.mark.parametrize(
+    ("box_dtype", "dtype"),
+    [(kind, "float32") for kind in ("float16", "bfloat16", "float32")]
+    + [(kind, "float64") for kind in ("float32", "float64")],
+)
+def test_denormal_edges(x64, box_dtype, dtype):
+    """The smallest number below 0 is outside: no conversion on the way takes it for 0."""
+    tiny = jnp.finfo(box_dtype).smallest_subnormal
+    boxes = np.array([[-tiny, 0, 1, 1], [tiny, 0, 1, 1], [0, -tiny, 0, 0], [1, 1, -tiny, tiny]]).astype(tiny.dtype)
+    crops = crop_and_resize(np.ones((1, 8, 9, 1)), boxes, np.zeros(4, int), (3, 2), dtype=dtype)[..., 0]
+    expected = np.ones((4, 3, 2))
+    expected[0, 0] = expected[2, :, 0] = expected[3, -1] = 0
+    np.testing.assert_array_equal(crops, expected)
+
+
 @methods
 def test_boxes_that_no_image_holds_are_outside_everywhere(method):
     """Non-finite and huge coordinates, whatever the image holds; their neighbours do not notice."""

@@ -77,13 +77,15 @@ compared with ours.
 
 def write() -> None:
     """Both pages and the pictures, from the results that are there."""
+    sections = [section for backend in _BACKENDS if (section := _section(backend))]
+    _write("performance.md", ["# Performance\n", *sections, _METHOD] if sections else [])
     _write("correctness-table.md", _correctness())
-    _write("performance.md", ["# Performance\n", *(_section(backend) for backend in _BACKENDS), _METHOD])
 
 
-def _write(page: str, parts: Iterable[str]) -> None:
-    DOCS.mkdir(exist_ok=True)
-    (DOCS / page).write_text("\n".join(part for part in (_WRITTEN, *parts) if part))
+def _write(page: str, parts: Sequence[str]) -> None:
+    if parts:
+        DOCS.mkdir(exist_ok=True)
+        (DOCS / page).write_text("\n".join((_WRITTEN, *parts)))
 
 
 def headline(backend: str) -> str:

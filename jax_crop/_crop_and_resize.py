@@ -108,7 +108,6 @@ def _crop(
     fill = jnp.broadcast_to(jnp.asarray(fill).astype(compute), (channels,))
     if 0 in (batch, channels, boxes.shape[0]):  # nothing to gather from or to
         return jnp.broadcast_to(fill.astype(dtype), (boxes.shape[0], *crop_size, channels))
-    boxes = boxes.astype(float_of(boxes.dtype, compute))
     lattice = _geometry.corners if align_corners else _geometry.centres
     locate = _geometry.nearest if method == "nearest" else _geometry.locate
     rows = locate(boxes[:, 0], boxes[:, 2], height, lattice(height, crop_size[0]), compute)

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from jax.typing import DTypeLike
 
 Integers = int | np.ndarray | Array
 
@@ -67,17 +68,18 @@ def two_sum(a: Array, b: Array) -> tuple[Array, Array]:
     return total, (a - (total - b_part)) + (b - b_part)
 
 
-def dot(*products: tuple[Array, Integers]) -> Pair:
+def dot(*products: tuple[Array, Integers], dtype: DTypeLike) -> Pair:
     """The sum of ``value * weight`` over finite floats and natural numbers, as if computed exactly.
 
     Args:
-        *products: values, all of one float type, and their weights: natural numbers below 2^24 (2^30 with float64).
+        *products: values, and their weights: natural numbers below 2^24 (2^30 with float64).
+        dtype: of the sum, float32 or float64; at least as wide as the values'.
 
     Returns:
         The sum. Where it is too small or too large for a normal number, one of the same sign stands for it.
     """
-    info = jnp.finfo(products[0][0].dtype)
-    parts = [(*_decode(value), weight) for value, weight in products]
+    info = jnp.finfo(dtype)
+    parts = [(*_decode(value, dtype), weight) for value, weight in products]
 
     # All values are brought to the exponent of the largest that counts. One that is smaller by more than `reach` can
     # only break a tie between much larger integers, for which it is as good as it would be at `reach`.
@@ -95,7 +97,7 @@ def dot(*products: tuple[Array, Integers]) -> Pair:
     return Pair(high, _scale(rest, top, info))
 
 
-def _decode(value: Array) -> tuple[Array, Array, Array]:
+def _decode(value: Array, dtype: DTypeLike) -> tuple[Array, Array, Array]:
     """``(high, low, e)``, value = (high + low) * 2^e: high and low are integers of half the mantissa's bits each."""
     info = jnp.finfo(value.dtype)
     bits = lax.bitcast_convert_type(value, _integer(info))
@@ -105,7 +107,7 @@ def _decode(value: Array) -> tuple[Array, Array, Array]:
     mantissa = jnp.where(bits < 0, -magnitude, magnitude)
     low = mantissa & ((1 << _half(info)) - 1)
     e = jnp.maximum(exponent, 1).astype(jnp.int32) + (info.minexp - 1 - info.nmant)
-    return (mantissa - low).astype(value.dtype), low.astype(value.dtype), e
+    return (mantissa - low).astype(dtype), low.astype(dtype), e
 
 
 def _halves(value: Array) -> tuple[Array, Array]:

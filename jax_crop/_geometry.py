@@ -96,7 +96,7 @@ def locate(start: Array, stop: Array, size: Integers, lattice: Lattice, dtype: D
         higher indices, at the last pixel toward the inside, and 0 where the position is clamped or outside.
     """
     start, stop = start[:, None], stop[:, None]
-    index, fraction, on_pixel, inside = lax.stop_gradient(_place(start, stop, lattice))
+    index, fraction, on_pixel, inside = lax.stop_gradient(_place(start, stop, lattice, dtype))
 
     # Beyond the centres of the first and the last pixel the position is clamped to them.
     last = jnp.asarray(size - 1, jnp.int32)
@@ -106,9 +106,9 @@ def locate(start: Array, stop: Array, size: Integers, lattice: Lattice, dtype: D
 
     # The derivative is that of the position, which is linear in the box: a term that is 0, with the position's slope.
     # (A rule of `custom_jvp` would say the same, but JAX forgets it in second derivatives through `lax.scan`.)
-    steps = jnp.asarray(lattice.steps, start.dtype)
+    steps = jnp.asarray(lattice.steps, fraction.dtype)
     for edge, weight in ((start, lattice.to_start), (stop, lattice.to_stop)):
-        edge = jnp.where(moves, edge, 0)
+        edge = jnp.where(moves, edge.astype(fraction.dtype), 0)
         fraction += (edge - lax.stop_gradient(edge)) * (jnp.asarray(weight, edge.dtype) * lattice.scale / steps)
     return Axis(jnp.clip(index, 0, before_last), fraction.astype(dtype), inside)
 
@@ -117,17 +117,18 @@ def nearest(start: Array, stop: Array, size: int, lattice: Lattice, dtype: DType
     """As `locate`, with the pixel nearest to each sample, halves rounded up, as the index and 0 as the fraction."""
     # The nearest pixel is the one below what stands half a pixel further on.
     lattice = lattice._replace(half_shift=lattice.half_shift + 1)
-    index, _, _, inside = _place(start[:, None], stop[:, None], lattice)
+    index, _, _, inside = _place(start[:, None], stop[:, None], lattice, dtype)
     return Axis(jnp.clip(index, 0, size - 1), jnp.zeros(index.shape, dtype), inside)
 
 
-def _place(start: Array, stop: Array, lattice: Lattice) -> tuple[Array, Array, Array, Array]:
+def _place(start: Array, stop: Array, lattice: Lattice, dtype: DTypeLike) -> tuple[Array, Array, Array, Array]:
     """Of each sample: the pixel below, the fraction beyond, whether that is exactly 0, whether the sample is inside."""
-    dtype = start.dtype
+    dtype = jnp.promote_types(start.dtype, dtype)
     finite = jnp.isfinite(start) & jnp.isfinite(stop)
     place = _exact.dot(
         (jnp.where(finite, start, 0), lattice.to_start),
         (jnp.where(finite, stop, 0), lattice.to_stop),
+        dtype=dtype,
     )
     lower, upper = (jnp.asarray(bound, dtype) for bound in (lattice.lower, lattice.upper))
     inside = finite & place.at_least(lower) & place.at_most(upper)

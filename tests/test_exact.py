@@ -93,7 +93,7 @@ def test_dot_decides_as_rational_numbers_do(dtype, maybe_jit):
     a, b, p, q, exact = example_sums(dtype)
 
     def decide(a, b, p, q):
-        pair = dot((a, p), (b, q))
+        pair = dot((a, p), (b, q), dtype=dtype)
         bound = (p + q).astype(dtype)
         return pair.at_least(jnp.zeros_like(a)), pair.at_most(bound), pair.at_least(bound), pair.at_most(-bound)
 
@@ -115,7 +115,7 @@ def test_dot_decides_as_rational_numbers_do(dtype, maybe_jit):
 def test_dot_with_weights_known_while_tracing(dtype, maybe_jit):
     a, b, _, _, _ = example_sums(dtype)
     for p, q in [(0, 13), (4097, 8190), (1, MOST_WEIGHT[dtype])]:
-        high, low = maybe_jit(lambda a, b, p=p, q=q: dot((a, p), (b, np.full(a.shape, q))))(a, b)
+        high, low = maybe_jit(lambda a, b, p=p, q=q: dot((a, p), (b, np.full(a.shape, q)), dtype=dtype))(a, b)
         for a_, b_, high_, low_ in list(zip(a, b, np.asarray(high), np.asarray(low), strict=True))[:2000]:
             exact = rational(a_) * p + rational(b_) * q
             assert np.sign(high_) == (exact > 0) - (exact < 0)
@@ -139,7 +139,7 @@ def is_pair_of(high, low, exact, most_weight):
 
 def test_pairs_hold_twice_the_bits_of_a_float(dtype, maybe_jit):
     a, b, p, q, exact = example_sums(dtype)
-    pairs = maybe_jit(lambda a, b, p, q: dot((a, p), (b, q)))(a, b, weights(p, dtype), weights(q, dtype))
+    pairs = maybe_jit(lambda a, b, p, q: dot((a, p), (b, q), dtype=dtype))(a, b, weights(p, dtype), weights(q, dtype))
     checked = 0
     for high, low, e, weight in zip(*map(np.asarray, pairs), exact, np.maximum(p, q).tolist(), strict=True):
         if is_normal(e, dtype):
@@ -151,11 +151,11 @@ def test_pairs_hold_twice_the_bits_of_a_float(dtype, maybe_jit):
 def test_sums_beyond_the_normal_floats_keep_their_sign_and_side(dtype, maybe_jit):
     info = np.finfo(dtype)
     a = np.resize(np.array([1, -1, 3, -3], dtype) * info.smallest_subnormal, N)
-    tiny = maybe_jit(lambda a: dot((a, 1), (a, 2)))(a)
+    tiny = maybe_jit(lambda a: dot((a, 1), (a, 2), dtype=dtype))(a)
     np.testing.assert_array_equal(np.sign(tiny.high), np.sign(a))
     assert np.all(np.abs(tiny.high) <= info.tiny)
     a = np.resize(np.array([1, -1], dtype) * info.max, N)
-    huge = maybe_jit(lambda a: dot((a, 4095), (a, 4095)))(a)
+    huge = maybe_jit(lambda a: dot((a, 4095), (a, 4095), dtype=dtype))(a)
     assert np.all(np.isfinite(huge.high)) & np.all(np.isfinite(huge.low))
     np.testing.assert_array_equal(np.sign(huge.high), np.sign(a))
     assert np.all(np.abs(huge.high) > 2.0**63)
@@ -163,9 +163,20 @@ def test_sums_beyond_the_normal_floats_keep_their_sign_and_side(dtype, maybe_jit
         assert not np.any(pair.at_least(jnp.zeros_like(a[0])) & pair.at_most(jnp.zeros_like(a[0])))
 
 
+def test_dot_of_narrow_values_in_a_wide_sum(maybe_jit):
+    """Denormal float32 values, which a conversion to float64 may take for 0."""
+    a, b, p, q, exact = example_sums(np.float32)
+    with jax_config(jax_enable_x64=True):
+        sums = maybe_jit(lambda a, b: dot((a, p), (b, q), dtype=np.float64))(jnp.asarray(a), jnp.asarray(b))
+        for high, low, e, weight in zip(*map(np.asarray, sums), exact, np.maximum(p, q).tolist(), strict=True):
+            assert is_pair_of(high, low, e, weight), (high, low, float(e))
+
+
 def test_floor_is_the_integer_below(dtype, maybe_jit):
     a, b, p, q, exact = example_sums(dtype)
-    whole, rest = maybe_jit(lambda a, b, p, q: dot((a, p), (b, q)).floor())(a, b, weights(p, dtype), weights(q, dtype))
+    whole, rest = maybe_jit(lambda a, b, p, q: dot((a, p), (b, q), dtype=dtype).floor())(
+        a, b, weights(p, dtype), weights(q, dtype)
+    )
     assert whole.dtype == jnp.int32
     whole, high = np.asarray(whole), np.asarray(rest.high)
     in_range = [(i, e) for i, e in enumerate(exact) if abs(e) < 2**31 - 1]
@@ -189,8 +200,12 @@ def test_comparisons_look_at_the_low_part(dtype):
 
 
 @functools.cache
-def scalar_dot(x64):
-    return jax.jit(lambda a, b, p, q, bound: (pair := dot((a, p), (b, q)), pair.at_least(bound), pair.at_most(bound)))
+def scalar_dot(dtype):
+    def decide(a, b, p, q, bound):
+        pair = dot((a, p), (b, q), dtype=dtype)
+        return pair, pair.at_least(bound), pair.at_most(bound)
+
+    return jax.jit(decide)
 
 
 @pytest.mark.parametrize("name", DTYPES)
@@ -206,7 +221,7 @@ def test_dot_of_any_two_products(name, data):
     bound = data.draw(st.integers(0, 2**12))
     exact = Fraction(a) * p + Fraction(b) * q
     with jax_config(jax_enable_x64=dtype is np.float64):
-        pair, at_least, at_most = scalar_dot(dtype is np.float64)(
+        pair, at_least, at_most = scalar_dot(dtype)(
             *np.array([a, b], dtype), weights(p, dtype), weights(q, dtype), dtype(bound)
         )
     assert bool(at_least) == (exact >= bound)

@@ -112,7 +112,11 @@ def positive(name: str, value: float) -> float:
 def sampling_ratio(ratio: int, most: int | None) -> int:
     """How many samples a bin has along each axis, at most."""
     for name, value in (("sampling_ratio", ratio), ("max_sampling_ratio", most)):
-        if value is not None and (not isinstance(value, int | np.integer) or value < 0):
+        if value is None and name == "max_sampling_ratio":
+            continue
+        if not isinstance(value, int | np.integer):
+            raise TypeError(f"{name} must be a whole number, known while tracing, got {value!r}")
+        if value < 0:
             hint = ": adaptive sampling is 0 here, with a max_sampling_ratio" if value == -1 else ""
             raise ValueError(f"{name} must be a whole number, known while tracing, got {value!r}{hint}")
     if ratio == 0 and not most:

@@ -11,7 +11,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike, DTypeLike
 
-from jax_crop import _arguments, _geometry
+from jax_crop import _arguments, _exact, _geometry
 from jax_crop._exact import Integers
 from jax_crop._forms import in_form
 from jax_crop._geometry import Axis
@@ -223,15 +223,18 @@ def _bins(
     start: Array, stop: Array, size: Integers, bins: int, pooling: Pooling, dtype: DTypeLike
 ) -> tuple[Axis, Integers]:
     """The samples along one axis, and how many of them each bin averages (``[N]`` if that differs)."""
+    # One rounding, as in a single float subtraction, and not the compiler's mixture with the products that scale boxes.
+    extent = _exact.dot((stop, 1), (-start, 1), dtype=start.dtype).high
     if not pooling.aligned:
-        stop = jnp.where((stop < start + 1) & (stop > -jnp.inf), start + 1, stop)
+        stop = jnp.where((extent < 1) & (stop > -jnp.inf), start + 1, stop)
+        extent = jnp.maximum(extent, 1)
     most = pooling.samples
     if not pooling.adaptive:
         lattice = _geometry.bins(size, bins, most, most, pooling.aligned)
         return _geometry.locate(start, stop, size, lattice, dtype), most
-    # As many as begin in the bin: ceil((stop - start) / bins), without a division to round.
+    # As many as begin in the bin: ceil(extent / bins), without a division to round.
     begun = bins * jnp.arange(most, dtype=start.dtype)[None]
-    samples = jnp.sum((stop - start)[:, None] > begun, axis=1, dtype=jnp.int32)
+    samples = jnp.sum(extent[:, None] > begun, axis=1, dtype=jnp.int32)
     lattice = _geometry.bins(size, bins, jnp.maximum(samples, 1)[:, None], most, pooling.aligned)
     axis = _geometry.locate(start, stop, size, lattice, dtype)
     in_use = np.arange(axis.index.shape[1], dtype=np.int32)[None] % most < samples[:, None]

@@ -30,6 +30,8 @@ def image(name: str, value: ArrayLike) -> Values:
         )
     if 0 in height_width:
         raise ValueError(f"{name} must be at least one pixel high and wide, got shape {value.shape}")
+    if isinstance(value.shape[-1], int) and value.shape[-2] * value.shape[-1] >= 2**31:
+        raise ValueError(f"{name} must hold fewer than 2^31 values in a row, got shape {value.shape}")
     if isinstance(value, np.ndarray) and value.dtype.itemsize == 8 and not jax.config.read("jax_enable_x64"):
         value = value.astype(np.float32)  # JAX would truncate wide integers; interpolation runs in float32 anyway
     return value

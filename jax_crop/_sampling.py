@@ -5,8 +5,8 @@ written ``left * (1 - w) + right * w``: linear in the pixels, so that its transp
 
 Two habits of XLA on CPUs shape this file. It computes what a gather needs anew for every element of the result,
 unless that lies in memory before (`_in_memory`). And it forms all that a scatter adds, or a sum adds up, in memory
-before it begins; so the derivative is taken of a strip of crop rows at a time, which fits in a cache (`_in_strips`).
-Other platforms take all at once.
+before it begins; so the derivative is taken of a strip of crop rows at a time (`_in_strips`). Other platforms take all
+at once.
 """
 
 import functools
@@ -16,14 +16,17 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 from jax.custom_derivatives import SymbolicZero
 from jax.experimental.xla_metadata import set_xla_metadata
 
 from jax_crop._geometry import Axis
 
-# The bytes of a strip: about what the caches nearest to a core hold.
-_STRIP_BYTES = 2**16
+# What a strip may hold in memory. A scatter is one core's work, so that what it adds should fit in that core's cache;
+# products are formed by all cores, for which they must be many.
+_SCATTER_BYTES = 2**17
+_PRODUCT_BYTES = 2**20
 
 
 def float_of(*dtypes: Any) -> Any:
@@ -48,6 +51,14 @@ class Scheme(NamedTuple):
     def compute(self) -> Any:
         """The dtype of interpolation."""
         return float_of(self.dtype)
+
+
+class Taps(NamedTuple):
+    """The pixels that samples weigh along one axis, and their weights: ``[N, n, taps]``; and ``[N, n]``."""
+
+    indices: Array
+    weights: Array
+    inside: Array
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -76,25 +87,28 @@ def sample(scheme: Scheme, image: Array, rows: Axis, columns: Axis, fill: Array,
 @functools.partial(sample.defjvp, symbolic_zeros=True)
 def _sample_jvp(scheme: Scheme, primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Array, Array]:
     image, rows, columns, _, share = primals
+    tangent: Callable[[Any, Any, Array], Array]
     image_dot, row_dot, column_dot, fill_dot = (
         None if isinstance(dot, SymbolicZero) else dot  # only what has a tangent is computed
         for dot in (tangents[0], tangents[1].fraction, tangents[2].fraction, tangents[3])
     )
-    boxes = Boxes(rows, columns, share, row_dot, column_dot)
-    channels = image.shape[2]
     crops_dot = jnp.zeros((), scheme.compute)
     if image_dot is not None:
-        image_dot = image_dot.astype(scheme.compute)  # so that its cotangent is summed in the type of interpolation
-        # If devices hold parts of the boxes, the image is made one that differs between them before the strips: then
-        # cotangents are summed over devices after the last strip and not after each.
+        # In the type of interpolation, for so its cotangent is summed. And if devices hold parts of the boxes, made one
+        # that differs between them before the strips: so its cotangents are summed over devices once, after the last.
+        image_dot = image_dot.astype(scheme.compute).reshape(image.shape[0], -1)
         image_dot, _ = lax.optimization_barrier((image_dot, rows.index))
+        tangent = functools.partial(_image_tangent, scheme, image.shape[2], image_dot)
+        weights = (_taps(scheme.taps[0], rows), _taps(scheme.taps[1], columns))
         crops_dot += _in_strips(
-            scheme, functools.partial(_image_tangent, scheme, image_dot), boxes, math.prod(scheme.taps) * channels
+            scheme, _SCATTER_BYTES, math.prod(scheme.taps) * image.shape[2], tangent, *weights, share
         )
     if row_dot is not None or column_dot is not None:
-        crops_dot += _in_strips(scheme, functools.partial(_box_tangent, scheme, image), boxes, 2 * channels)
+        tangent = functools.partial(_box_tangent, scheme, image)
+        moves = ((rows, row_dot), (columns, column_dot))
+        crops_dot += _in_strips(scheme, _PRODUCT_BYTES, 2 * image.shape[2], tangent, *moves, share)
     if fill_dot is not None:
-        crops_dot += _fill_tangent(scheme, fill_dot, boxes)
+        crops_dot += _fill_tangent(scheme, fill_dot, rows, columns, share)
     crops = sample(scheme, *primals)
     return crops, jnp.broadcast_to(crops_dot, crops.shape).astype(scheme.dtype)
 
@@ -114,7 +128,7 @@ def _every(samples: int, axis: Axis) -> list[Axis]:
     return [jax.tree.map(lambda table, i=i: table[:, i::samples], axis) for i in range(samples)]
 
 
-def _inside(rows: Axis, columns: Axis) -> Array:
+def _inside(rows: Axis | Taps, columns: Axis | Taps) -> Array:
     """``[N, h, w, 1]``."""
     return (rows.inside[:, :, None] & columns.inside[:, None, :])[..., None]
 
@@ -146,81 +160,93 @@ def _lerp(values: list[Array], weight: Array) -> Array:
 
 def _pixels(image: Array, rows: Array, columns: Array) -> Array:
     """The pixels at each of ``[N, h]`` rows and ``[N, w]`` columns: ``[N, h, w, C]``."""
-    return _windows(image, rows, columns, (1, 1)).squeeze((3, 4))
+    return _windows(image, (rows[:, :, None], columns[:, None, :]), (1, 1, image.shape[2])).squeeze((3, 4))
 
 
-def _windows(image: Array, rows: Array, columns: Array, window: tuple[int, int]) -> Array:
-    """Windows of pixels that start at each of ``[N, h]`` rows and ``[N, w]`` columns: ``[N, h, w, *window, C]``."""
+def _windows(array: Array, starts: tuple[Array, Array], shape: tuple[int, ...]) -> Array:
+    """Windows of a shape, which start at indices along the array's first two axes: ``[*broadcast, *shape]``."""
     # Rows and columns have indices of their own: a single one would overflow in images beyond 2^31 pixels.
+    indices = jnp.stack(jnp.broadcast_arrays(*starts), axis=-1)
+    first = indices.ndim - 1
     return lax.gather(
-        image,
-        jnp.stack(jnp.broadcast_arrays(rows[:, :, None], columns[:, None, :]), axis=-1),
-        lax.GatherDimensionNumbers(offset_dims=(3, 4, 5), collapsed_slice_dims=(), start_index_map=(0, 1)),
-        slice_sizes=(*window, image.shape[2]),
+        array,
+        indices,
+        lax.GatherDimensionNumbers(tuple(range(first, first + len(shape))), (), start_index_map=(0, 1)),
+        slice_sizes=shape,
         mode=lax.GatherScatterMode.PROMISE_IN_BOUNDS,
     )
 
 
-def _in_memory(tables: Any) -> Any:
-    """The same tables; on a CPU in memory, as a call that is not inlined takes its arguments there."""
+def _apart(function: Callable[..., Any], *arguments: Any) -> Any:
+    """``function(*arguments)``; on a CPU as a call that is not inlined: arguments and result are in memory."""
 
-    def on_cpu(tables: Any) -> Any:
+    def on_cpu(*arguments: Any) -> Any:
         with set_xla_metadata(inlineable="false"):
-            return jax.jit(lax.optimization_barrier)(tables)
+            return jax.jit(function)(*arguments)
 
-    return lax.platform_dependent(tables, cpu=on_cpu, default=lax.optimization_barrier)
+    return lax.platform_dependent(*arguments, cpu=on_cpu, default=function)
 
 
-class Boxes(NamedTuple):
-    """Samples of boxes, and the tangents of their fractions along rows and columns, None for what does not move."""
-
-    rows: Axis
-    columns: Axis
-    share: Array
-    row_dot: Array | None
-    column_dot: Array | None
+def _in_memory(tables: Any) -> Any:
+    return _apart(lax.optimization_barrier, tables)
 
 
 @functools.partial(jax.checkpoint, static_argnums=0)  # keeps no mask for the backward pass
-def _fill_tangent(scheme: Scheme, fill_dot: Array, boxes: Boxes) -> Array:
+def _fill_tangent(scheme: Scheme, fill_dot: Array, rows: Axis, columns: Axis, share: Array) -> Array:
     """The tangent of crops, linear in the fill's."""
     return _sum_of_samples(
-        scheme,
-        boxes.rows,
-        boxes.columns,
-        boxes.share,
-        lambda row, column: jnp.where(_inside(row, column), 0, fill_dot),
+        scheme, rows, columns, share, lambda row, column: jnp.where(_inside(row, column), 0, fill_dot)
     )
 
 
-def _image_tangent(scheme: Scheme, image_dot: Array, boxes: Boxes) -> Array:
-    """The tangent of crops, linear in the image's: its transpose is one scatter-add of windows."""
-    row_weights = jnp.stack([1 - boxes.rows.fraction, boxes.rows.fraction][: scheme.taps[0]], axis=-1)
-    column_weights = jnp.stack([1 - boxes.columns.fraction, boxes.columns.fraction][: scheme.taps[1]], axis=-1)
-    weights = row_weights[:, :, None, :, None, None] * column_weights[:, None, :, None, :, None]
-    windows = _windows(image_dot, boxes.rows.index, boxes.columns.index, scheme.taps)
-    inside = _inside(boxes.rows, boxes.columns)[..., None, None]
-    return _pool(scheme, jnp.sum(jnp.where(inside, windows, 0) * weights, axis=(3, 4)), boxes.share)
+def _taps(count: int, axis: Axis) -> Taps:
+    indices = axis.index[..., None] + np.arange(count, dtype=np.int32)
+    weights = jnp.stack([1 - axis.fraction, axis.fraction][:count], axis=-1)
+    return Taps(*_in_memory((indices, weights, axis.inside)))
 
 
-def _box_tangent(scheme: Scheme, image: Array, boxes: Boxes) -> Array:
+def _image_tangent(scheme: Scheme, channels: int, image_dot: Array, rows: Taps, columns: Taps, share: Array) -> Array:
+    """The tangent of crops, linear in the image's ``[R, W * C]``: its transpose is one scatter-add of windows."""
+    down, across = scheme.taps
+    shape = (*rows.inside.shape, down, columns.inside.shape[1], across, channels)
+    # The neighbours in a row are one window of floats, and windows are a plain list: a scatter adds each by itself, and
+    # would first copy them all from another layout.
+    starts = rows.indices[..., None], columns.indices[:, None, None, :, 0] * channels
+    first_row, first_float = (start.reshape(-1) for start in jnp.broadcast_arrays(*starts))
+    windows = _windows(image_dot, (first_row, first_float), (1, across * channels))
+    windows = _in_memory(windows.reshape(shape))
+    weights = rows.weights[..., None, None] * columns.weights[:, None, None]
+    tangent = jnp.sum(windows * weights[..., None], axis=(2, 4))
+    return _pool(scheme, jnp.where(_inside(rows, columns), tangent, 0), share)
+
+
+def _box_tangent(
+    scheme: Scheme, image: Array, rows: tuple[Axis, Array | None], columns: tuple[Axis, Array | None], share: Array
+) -> Array:
     """The tangent of crops, linear in the fractions': slopes of the surface times how far each sample moves."""
-    rows, columns, _, row_dot, column_dot = boxes
+    (row, row_dot), (column, column_dot) = rows, columns
+    inside = _inside(row, column)
+    total = jnp.zeros((), scheme.compute)
+    if row_dot is not None:
+        slope = _apart(functools.partial(_slope, scheme, 0), image, row, column)
+        total += jnp.where(inside, slope, 0) * _outer(row_dot, jnp.ones_like(column.fraction), image.shape[2])
+    if column_dot is not None:
+        slope = _apart(functools.partial(_slope, scheme, 1), image, row, column)
+        total += jnp.where(inside, slope, 0) * _outer(jnp.ones_like(row.fraction), column_dot, image.shape[2])
+    return _pool(scheme, total, share)
+
+
+def _slope(scheme: Scheme, axis: int, image: Array, rows: Axis, columns: Axis) -> Array:
+    """The slope of the surface along rows (axis 0) or columns (1) at each sample, ``[N, h, w, C]``."""
     (above_left, above_right), (below_left, below_right) = (
         [_pixels(image, rows.index + i, columns.index + j).astype(scheme.compute) for j in (0, scheme.taps[1] - 1)]
         for i in (0, scheme.taps[0] - 1)
     )
-    inside = _inside(rows, columns)
-    total = jnp.zeros((), scheme.compute)
-    if row_dot is not None:
+    if axis == 0:
         x = columns.fraction[:, None, :, None]
-        slope = (below_left - above_left) * (1 - x) + (below_right - above_right) * x
-        total += jnp.where(inside, slope, 0) * _outer(row_dot, jnp.ones_like(columns.fraction), image.shape[2])
-    if column_dot is not None:
-        y = rows.fraction[:, :, None, None]
-        slope = (above_right - above_left) * (1 - y) + (below_right - below_left) * y
-        total += jnp.where(inside, slope, 0) * _outer(jnp.ones_like(rows.fraction), column_dot, image.shape[2])
-    return _pool(scheme, total, boxes.share)
+        return (below_left - above_left) * (1 - x) + (below_right - above_right) * x
+    y = rows.fraction[:, :, None, None]
+    return (above_right - above_left) * (1 - y) + (below_right - below_left) * y
 
 
 def _outer(rows: Array, columns: Array, channels: int) -> Array:
@@ -230,7 +256,7 @@ def _outer(rows: Array, columns: Array, channels: int) -> Array:
     outer = lax.platform_dependent(
         rows[:, :, None], columns[:, None, :], cpu=jnp.matmul, default=lambda rows, columns: rows * columns
     )
-    return outer.reshape(*rows.shape, -1, channels)
+    return _in_memory(outer.reshape(*rows.shape, -1, channels))
 
 
 def _pool(scheme: Scheme, values: Array, share: Array) -> Array:
@@ -243,44 +269,52 @@ def _pool(scheme: Scheme, values: Array, share: Array) -> Array:
     return bins.sum((2, 4)) * share[:, None, None, None]
 
 
-def _in_strips(scheme: Scheme, tangent: Callable[[Boxes], Array], boxes: Boxes, sample_floats: int) -> Array:
-    """``tangent(boxes)``, ``[N, h, w, C]``; on a CPU a strip of crop rows at a time.
+def _in_strips(
+    scheme: Scheme,
+    strip_bytes: int,
+    sample_floats: int,
+    tangent: Callable[[Any, Any, Array], Array],
+    rows: Any,
+    columns: Any,
+    share: Array,
+) -> Array:
+    """``tangent(rows, columns, share)``, ``[N, h, w, C]``; on a CPU a strip of crop rows at a time.
 
     Args:
         scheme: see `Scheme`.
-        tangent: of any number of boxes, each of any number of rows.
-        boxes: all of them.
+        strip_bytes: what the tangent of a strip may hold in memory.
         sample_floats: how many floats the tangent of a sample holds in memory.
+        tangent: of any number of boxes, each of any number of rows.
+        rows: tables of all boxes, ``[N, h * samples, ...]``.
+        columns: tables, ``[N, w * samples, ...]``.
+        share: ``[N]``.
     """
     # Only the tables are kept for the backward pass: what the tangent computes from them is computed again.
     tangent = jax.checkpoint(tangent, prevent_cse=False)
 
-    def strip_by_strip(boxes: Boxes) -> Array:
-        count, samples = boxes.rows.index.shape
+    def strip_by_strip(rows: Any, columns: Any, share: Array) -> Array:
+        (count, samples), (_, across) = (jax.tree.leaves(tables)[0].shape[:2] for tables in (rows, columns))
         height = samples // scheme.samples[0]
-        row_bytes = scheme.samples[0] * boxes.columns.index.shape[1] * sample_floats * scheme.compute.itemsize
-        strip_boxes, strip_rows = _strip_shape(count, height, _STRIP_BYTES // row_bytes)
-
+        row_bytes = scheme.samples[0] * across * sample_floats * scheme.compute.itemsize
+        strip_boxes, strip_rows = _strip_shape(count, height, strip_bytes // row_bytes)
         if (strip_boxes, strip_rows) == (count, height):
-            return tangent(boxes)
+            return tangent(rows, columns, share)
 
-        def strip(rows: tuple[Axis, Array | None], box: Array) -> Array:
-            row, row_dot = jax.tree.map(lambda table: table.reshape(strip_boxes, -1), rows)
-            columns, share, column_dot = jax.tree.map(
-                lambda table: table[box], (boxes.columns, boxes.share, boxes.column_dot)
-            )
-            crops = tangent(Boxes(row, columns, share, row_dot, column_dot))
+        def strip(rows: Any, box: Array) -> Array:
+            columns_of, share_of = jax.tree.map(lambda table: table[box], (columns, share))
+            crops = tangent(rows, columns_of, share_of)
             return crops.reshape(strip_boxes * strip_rows, *crops.shape[2:])
 
         rows = jax.tree.map(
-            lambda table: table.reshape(-1, strip_boxes * strip_rows * scheme.samples[0]), (boxes.rows, boxes.row_dot)
+            lambda table: table.reshape(-1, strip_boxes, strip_rows * scheme.samples[0], *table.shape[2:]), rows
         )
         box = jnp.arange(count, dtype=jnp.int32).reshape(-1, strip_boxes)
         box = jnp.repeat(box, height // strip_rows, axis=0)
-        _, crops = lax.scan(lambda _, strip_of: (None, strip(*strip_of)), None, (rows, box))
+        # Last strip first, so that the transpose reads its cotangent from first to last, as processors expect.
+        _, crops = lax.scan(lambda _, strip_of: (None, strip(*strip_of)), None, (rows, box), reverse=True)
         return crops.reshape(count, height, *crops.shape[2:])
 
-    return lax.platform_dependent(boxes, cpu=strip_by_strip, default=tangent)
+    return lax.platform_dependent(rows, columns, share, cpu=strip_by_strip, default=tangent)
 
 
 def _strip_shape(count: int, height: int, most: int) -> tuple[int, int]:

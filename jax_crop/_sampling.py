@@ -96,7 +96,9 @@ def _sample_jvp(scheme: Scheme, primals: tuple[Any, ...], tangents: tuple[Any, .
     if image_dot is not None:
         # In the type of interpolation, for so its cotangent is summed. And if devices hold parts of the boxes, made one
         # that differs between them before the strips: so its cotangents are summed over devices once, after the last.
-        image_dot = image_dot.astype(scheme.compute).reshape(image.shape[0], -1)
+        image_dot = image_dot.astype(scheme.compute)
+        if image.shape[2] < 16:
+            image_dot = image_dot.reshape(image.shape[0], -1, 1)
         image_dot, _ = lax.optimization_barrier((image_dot, rows.index))
         tangent = functools.partial(_image_tangent, scheme, image.shape[2], image_dot)
         weights = (_taps(scheme.taps[0], rows), _taps(scheme.taps[1], columns))
@@ -206,14 +208,17 @@ def _taps(count: int, axis: Axis) -> Taps:
 
 
 def _image_tangent(scheme: Scheme, channels: int, image_dot: Array, rows: Taps, columns: Taps, share: Array) -> Array:
-    """The tangent of crops, linear in the image's ``[R, W * C]``: its transpose is one scatter-add of windows."""
+    """The tangent of crops, linear in the image's ``[R, W, C]``: its transpose is one scatter-add of windows.
+
+    The image may come as ``[R, W * C, 1]``, in which the neighbours of a row are one longer run of floats.
+    """
     down, across = scheme.taps
     shape = (*rows.inside.shape, down, columns.inside.shape[1], across, channels)
-    # The neighbours in a row are one window of floats, and windows are a plain list: a scatter adds each by itself, and
-    # would first copy them all from another layout.
-    starts = rows.indices[..., None], columns.indices[:, None, None, :, 0] * channels
-    first_row, first_float = (start.reshape(-1) for start in jnp.broadcast_arrays(*starts))
-    windows = _windows(image_dot, (first_row, first_float), (1, across * channels))
+    run = channels // image_dot.shape[2]
+    # A scatter adds each window by itself; they are a plain list, for it would first copy them from another layout.
+    starts = jnp.broadcast_arrays(rows.indices[..., None], columns.indices[:, None, None, :, 0] * run)
+    first_row, first_column = (start.reshape(-1) for start in starts)
+    windows = _windows(image_dot, (first_row, first_column), (1, across * run, image_dot.shape[2]))
     windows = _in_memory(windows.reshape(shape))
     weights = rows.weights[..., None, None] * columns.weights[:, None, None]
     tangent = jnp.sum(windows * weights[..., None], axis=(2, 4))
@@ -229,10 +234,10 @@ def _box_tangent(
     total = jnp.zeros((), scheme.compute)
     if row_dot is not None:
         slope = _apart(functools.partial(_slope, scheme, 0), image, row, column)
-        total += jnp.where(inside, slope, 0) * _outer(row_dot, jnp.ones_like(column.fraction), image.shape[2])
+        total += jnp.where(inside, slope, 0) * _spread_rows(row_dot, column.fraction.shape[1], image.shape[2])
     if column_dot is not None:
         slope = _apart(functools.partial(_slope, scheme, 1), image, row, column)
-        total += jnp.where(inside, slope, 0) * _outer(jnp.ones_like(row.fraction), column_dot, image.shape[2])
+        total += jnp.where(inside, slope, 0) * _spread_columns(column_dot, row.fraction.shape[1], image.shape[2])
     return _pool(scheme, total, share)
 
 
@@ -249,14 +254,24 @@ def _slope(scheme: Scheme, axis: int, image: Array, rows: Axis, columns: Axis) -
     return (above_right - above_left) * (1 - y) + (below_right - below_left) * y
 
 
-def _outer(rows: Array, columns: Array, channels: int) -> Array:
-    """``rows[N, h] * columns[N, w]`` for each channel, ``[N, h, w, C]``."""
-    columns = jnp.repeat(columns, channels, axis=1)
-    # A matrix product transposes to matrix products, which are fast on a CPU. Sums with a gather fused in are not.
-    outer = lax.platform_dependent(
-        rows[:, :, None], columns[:, None, :], cpu=jnp.matmul, default=lambda rows, columns: rows * columns
+def _spread_rows(dot: Array, width: int, channels: int) -> Array:
+    """``[N, h]`` to ``[N, h, w, C]``."""
+    # A matrix product with ones transposes to one, which a CPU does faster than a sum over the last axes.
+    shape = (dot.shape[0], width, channels)
+    return _in_memory(
+        lax.platform_dependent(
+            dot,
+            cpu=lambda dot: jnp.einsum("nh,nwc->nhwc", dot, jnp.ones(shape, dot.dtype)),
+            default=lambda dot: jnp.broadcast_to(dot[..., None, None], (*dot.shape, width, channels)),
+        )
     )
-    return _in_memory(outer.reshape(*rows.shape, -1, channels))
+
+
+def _spread_columns(dot: Array, height: int, channels: int) -> Array:
+    """``[N, w]`` to ``[N, h, w, C]``."""
+    # In two steps: a CPU sums over one axis that is not the last very fast.
+    dot = _in_memory(jnp.broadcast_to(dot[..., None], (*dot.shape, channels)))
+    return _in_memory(jnp.broadcast_to(dot[:, None], (dot.shape[0], height, *dot.shape[1:])))
 
 
 def _pool(scheme: Scheme, values: Array, share: Array) -> Array:

@@ -23,7 +23,7 @@ def in_form(
 
     Args:
         crop: of ``(images, boxes, box_indices, fill)`` to ``[N, h, w, C]``; without indices all boxes are of the first
-            image.
+            image, and ``at_once`` says how many such calls are made at once.
         images: ``[B, H, W, C]`` each or ``[H, W, C]`` each.
         boxes: ``[N, 4]`` or ``[B, N, 4]``.
         box_indices: ``[N]`` or None.
@@ -33,15 +33,15 @@ def in_form(
         The crops, ``[N, h, w, C]`` or ``[B, N, h, w, C]``.
     """
 
-    def crop_of_one(images: tuple[Values, ...], boxes: Values, fill: Values | None) -> Array:
-        return crop(tuple(image[None] for image in images), boxes, None, fill)
+    def crop_of_each(images: tuple[Values, ...], boxes: Values, _: None, fill: Values | None) -> Array:
+        batch = boxes.shape[0] if boxes.ndim == 3 and isinstance(boxes.shape[0], int) else 1  # it may be symbolic
 
-    if box_indices is not None:
-        return _on_each_device(crop, images, boxes, box_indices, fill)
-    crop_of_all = crop_of_one if boxes.ndim == 2 else jax.vmap(crop_of_one, in_axes=(0, 0, None))
-    return _on_each_device(
-        lambda images, boxes, _, fill: crop_of_all(images, boxes, fill), images, boxes, box_indices, fill
-    )
+        def crop_of_one(images: tuple[Values, ...], boxes: Values) -> Array:
+            return crop(tuple(image[None] for image in images), boxes, None, fill, at_once=batch)
+
+        return crop_of_one(images, boxes) if boxes.ndim == 2 else jax.vmap(crop_of_one)(images, boxes)
+
+    return _on_each_device(crop_of_each if box_indices is None else crop, images, boxes, box_indices, fill)
 
 
 def _on_each_device(

@@ -41,16 +41,29 @@ class Scheme(NamedTuple):
         taps: how many pixels a sample weighs along (rows, columns): 2 for linear interpolation, else 1.
         samples: how many samples an output pixel sums along (rows, columns): 1 but for pooling.
         dtype: of the crops.
+        at_once: how many images are cut at once, under `jax.vmap`.
     """
 
     taps: tuple[int, int]
     samples: tuple[int, int]
     dtype: Any
+    at_once: int
 
     @property
     def compute(self) -> Any:
         """The dtype of interpolation."""
         return float_of(self.dtype)
+
+
+class Neighbours(NamedTuple):
+    """The pixels that samples lie between along one axis, the weight of the second in [0, 1), and if they are inside.
+
+    ``[N, n]`` each. Of a sample that needs one pixel only, that is the first, and the weight is 0.
+    """
+
+    indices: list[Array]
+    weight: Array
+    inside: Array
 
 
 class Taps(NamedTuple):
@@ -76,48 +89,48 @@ def sample(scheme: Scheme, image: Array, rows: Axis, columns: Axis, fill: Array,
     Returns:
         ``[N, h, w, C]`` in the scheme's dtype, differentiable in image, fractions and fill.
     """
-    rows, columns = _in_memory((rows, columns))
+    row_neighbours, column_neighbours = _in_memory(
+        (_neighbours(scheme.taps[0], rows), _neighbours(scheme.taps[1], columns))
+    )
 
-    def value(row: Axis, column: Axis) -> Array:
-        return jnp.where(_inside(row, column), _interpolate(scheme, image, row, column), fill)
+    def value(rows: Neighbours, columns: Neighbours) -> Array:
+        return jnp.where(_both(rows.inside, columns.inside), _interpolate(scheme, image, rows, columns), fill)
 
-    return _sum_of_samples(scheme, rows, columns, share, value).astype(scheme.dtype)
+    return _sum_of_samples(scheme, row_neighbours, column_neighbours, share, value).astype(scheme.dtype)
 
 
 @functools.partial(sample.defjvp, symbolic_zeros=True)
 def _sample_jvp(scheme: Scheme, primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Array, Array]:
     image, rows, columns, _, share = primals
-    tangent: Callable[[Any, Any, Array], Array]
+    tables: tuple[Any, Any, Array]
     image_dot, row_dot, column_dot, fill_dot = (
         None if isinstance(dot, SymbolicZero) else dot  # only what has a tangent is computed
         for dot in (tangents[0], tangents[1].fraction, tangents[2].fraction, tangents[3])
     )
+    # Within `jax.shard_map` an array differs between devices or does not: the loops need one that does if any does.
+    rows = rows._replace(index=lax.optimization_barrier((rows.index, image))[0])
     crops_dot = jnp.zeros((), scheme.compute)
     if image_dot is not None:
-        # In the type of interpolation, for so its cotangent is summed. And if devices hold parts of the boxes, made one
-        # that differs between them before the strips: so its cotangents are summed over devices once, after the last.
-        image_dot = image_dot.astype(scheme.compute)
+        image_dot = image_dot.astype(scheme.compute)  # so that its cotangent is summed in the type of interpolation
         if image.shape[2] < 16:
             image_dot = image_dot.reshape(image.shape[0], -1, 1)
+        # If it differs between devices from here, its cotangents are summed over them once, after the last strip.
         image_dot, _ = lax.optimization_barrier((image_dot, rows.index))
-        tangent = functools.partial(_image_tangent, scheme, image.shape[2], image_dot)
-        weights = (_taps(scheme.taps[0], rows), _taps(scheme.taps[1], columns))
-        crops_dot += _in_strips(
-            scheme, _SCATTER_BYTES, math.prod(scheme.taps) * image.shape[2], tangent, *weights, share
-        )
+        tables = (_taps(scheme.taps[0], rows), _taps(scheme.taps[1], columns), share)
+        tangent = functools.partial(_image_tangent, scheme, image.shape[2])
+        floats = math.prod(scheme.taps) * image.shape[2]
+        crops_dot += _in_strips(scheme, _SCATTER_BYTES, floats, tangent, image_dot, *tables)
     if row_dot is not None or column_dot is not None:
-        tangent = functools.partial(_box_tangent, scheme, image)
-        moves = ((rows, row_dot), (columns, column_dot))
-        crops_dot += _in_strips(scheme, _PRODUCT_BYTES, 2 * image.shape[2], tangent, *moves, share)
+        tables = ((rows, row_dot), (columns, column_dot), share)
+        tangent = functools.partial(_box_tangent, scheme)
+        crops_dot += _in_strips(scheme, _PRODUCT_BYTES, 2 * image.shape[2], tangent, image, *tables)
     if fill_dot is not None:
         crops_dot += _fill_tangent(scheme, fill_dot, rows, columns, share)
     crops = sample(scheme, *primals)
     return crops, jnp.broadcast_to(crops_dot, crops.shape).astype(scheme.dtype)
 
 
-def _sum_of_samples(
-    scheme: Scheme, rows: Axis, columns: Axis, share: Array, value: Callable[[Axis, Axis], Array]
-) -> Array:
+def _sum_of_samples(scheme: Scheme, rows: Any, columns: Any, share: Array, value: Callable[[Any, Any], Array]) -> Array:
     """The sum of ``value(row, column)``, ``[N, h, w, C]`` of one sample of each output pixel, over all its samples."""
     down, across = scheme.samples
     values = [value(row, column) for row in _every(down, rows) for column in _every(across, columns)]
@@ -125,33 +138,32 @@ def _sum_of_samples(
     return total if scheme.samples == (1, 1) else total * share[:, None, None, None]
 
 
-def _every(samples: int, axis: Axis) -> list[Axis]:
+def _every(samples: int, tables: Any) -> list[Any]:
     """The first sample of each output pixel, the second of each, and so on."""
-    return [jax.tree.map(lambda table, i=i: table[:, i::samples], axis) for i in range(samples)]
+    return [jax.tree.map(lambda table, i=i: table[:, i::samples], tables) for i in range(samples)]
 
 
-def _inside(rows: Axis | Taps, columns: Axis | Taps) -> Array:
-    """``[N, h, w, 1]``."""
-    return (rows.inside[:, :, None] & columns.inside[:, None, :])[..., None]
+def _both(rows: Array, columns: Array) -> Array:
+    """Whether samples are inside along rows ``[N, h]`` and along columns ``[N, w]``: ``[N, h, w, 1]``."""
+    return (rows[:, :, None] & columns[:, None, :])[..., None]
 
 
-def _interpolate(scheme: Scheme, image: Array, rows: Axis, columns: Axis) -> Array:
+def _interpolate(scheme: Scheme, image: Array, rows: Neighbours, columns: Neighbours) -> Array:
     """The surface at each sample, ``[N, h, w, C]``."""
-    row_indices, row_weight = _neighbours(scheme.taps[0], rows)
-    column_indices, column_weight = _neighbours(scheme.taps[1], columns)
     across = [
-        _lerp([_pixels(image, i, j).astype(scheme.compute) for j in column_indices], column_weight[:, None, :, None])
-        for i in row_indices
+        _lerp([_pixels(image, i, j).astype(scheme.compute) for j in columns.indices], columns.weight[:, None, :, None])
+        for i in rows.indices
     ]
-    return _lerp(across, row_weight[:, :, None, None])
+    return _lerp(across, rows.weight[:, :, None, None])
 
 
-def _neighbours(taps: int, axis: Axis) -> tuple[list[Array], Array]:
-    """The indices of the pixels that a sample lies between, and the weight of the second, in [0, 1)."""
+def _neighbours(taps: int, axis: Axis) -> Neighbours:
     if taps == 1:
-        return [axis.index], axis.fraction
+        return Neighbours([axis.index], axis.fraction, axis.inside)
     on_second = axis.fraction == 1
-    return [axis.index + on_second.astype(jnp.int32), axis.index + 1], jnp.where(on_second, 0, axis.fraction)
+    return Neighbours(
+        [axis.index + on_second.astype(jnp.int32), axis.index + 1], jnp.where(on_second, 0, axis.fraction), axis.inside
+    )
 
 
 def _lerp(values: list[Array], weight: Array) -> Array:
@@ -197,12 +209,12 @@ def _in_memory(tables: Any) -> Any:
 def _fill_tangent(scheme: Scheme, fill_dot: Array, rows: Axis, columns: Axis, share: Array) -> Array:
     """The tangent of crops, linear in the fill's."""
     return _sum_of_samples(
-        scheme, rows, columns, share, lambda row, column: jnp.where(_inside(row, column), 0, fill_dot)
+        scheme, rows.inside, columns.inside, share, lambda row, column: jnp.where(_both(row, column), 0, fill_dot)
     )
 
 
 def _taps(count: int, axis: Axis) -> Taps:
-    indices = axis.index[..., None] + np.arange(count, dtype=np.int32)
+    indices = axis.index[..., None] + np.arange(count, dtype=np.int32)[None, None]
     weights = jnp.stack([1 - axis.fraction, axis.fraction][:count], axis=-1)
     return Taps(*_in_memory((indices, weights, axis.inside)))
 
@@ -222,7 +234,7 @@ def _image_tangent(scheme: Scheme, channels: int, image_dot: Array, rows: Taps, 
     windows = _in_memory(windows.reshape(shape))
     weights = rows.weights[..., None, None] * columns.weights[:, None, None]
     tangent = jnp.sum(windows * weights[..., None], axis=(2, 4))
-    return _pool(scheme, jnp.where(_inside(rows, columns), tangent, 0), share)
+    return _pool(scheme, jnp.where(_both(rows.inside, columns.inside), tangent, 0), share)
 
 
 def _box_tangent(
@@ -230,7 +242,7 @@ def _box_tangent(
 ) -> Array:
     """The tangent of crops, linear in the fractions': slopes of the surface times how far each sample moves."""
     (row, row_dot), (column, column_dot) = rows, columns
-    inside = _inside(row, column)
+    inside = _both(row.inside, column.inside)
     total = jnp.zeros((), scheme.compute)
     if row_dot is not None:
         slope = _apart(functools.partial(_slope, scheme, 0), image, row, column)
@@ -288,55 +300,75 @@ def _in_strips(
     scheme: Scheme,
     strip_bytes: int,
     sample_floats: int,
-    tangent: Callable[[Any, Any, Array], Array],
+    tangent: Callable[[Array, Any, Any, Array], Array],
+    image: Array,
     rows: Any,
     columns: Any,
     share: Array,
 ) -> Array:
-    """``tangent(rows, columns, share)``, ``[N, h, w, C]``; on a CPU a strip of crop rows at a time.
+    """``tangent(image, rows, columns, share)``, ``[N, h, w, C]``; on a CPU a strip of crop rows at a time.
 
     Args:
         scheme: see `Scheme`.
         strip_bytes: what the tangent of a strip may hold in memory.
         sample_floats: how many floats the tangent of a sample holds in memory.
         tangent: of any number of boxes, each of any number of rows.
+        image: what it takes first.
         rows: tables of all boxes, ``[N, h * samples, ...]``.
         columns: tables, ``[N, w * samples, ...]``.
         share: ``[N]``.
     """
     # Only the tables are kept for the backward pass: what the tangent computes from them is computed again.
-    tangent = jax.checkpoint(tangent, prevent_cse=False)
+    checkpoint = functools.partial(jax.checkpoint, prevent_cse=False)
+    at_once = checkpoint(tangent)
 
-    def strip_by_strip(rows: Any, columns: Any, share: Array) -> Array:
-        (count, samples), (_, across) = (jax.tree.leaves(tables)[0].shape[:2] for tables in (rows, columns))
-        height = samples // scheme.samples[0]
-        row_bytes = scheme.samples[0] * across * sample_floats * scheme.compute.itemsize
-        strip_boxes, strip_rows = _strip_shape(count, height, strip_bytes // row_bytes)
+    def strip_by_strip(image: Array, rows: Any, columns: Any, share: Array) -> Array:
+        count, height, width, channels = jax.eval_shape(tangent, image, rows, columns, share).shape
+        row_bytes = math.prod(scheme.samples) * width * sample_floats * scheme.compute.itemsize
+        strip_boxes, strip_rows = _strip_shape(count, height, strip_bytes // scheme.at_once // row_bytes)
         if (strip_boxes, strip_rows) == (count, height):
-            return tangent(rows, columns, share)
+            return at_once(image, rows, columns, share)
 
-        def strip(rows: Any, box: Array) -> Array:
-            columns_of, share_of = jax.tree.map(lambda table: table[box], (columns, share))
-            crops = tangent(rows, columns_of, share_of)
-            return crops.reshape(strip_boxes * strip_rows, *crops.shape[2:])
+        # Of every so many boxes one is in a strip: so devices that hold parts of the boxes have a part of each strip.
+        def split(table: Array) -> Array:
+            return table.reshape(strip_boxes, -1, *table.shape[1:])
 
-        rows = jax.tree.map(
-            lambda table: table.reshape(-1, strip_boxes, strip_rows * scheme.samples[0], *table.shape[2:]), rows
-        )
-        box = jnp.arange(count, dtype=jnp.int32).reshape(-1, strip_boxes)
-        box = jnp.repeat(box, height // strip_rows, axis=0)
+        def split_rows(table: Array) -> Array:
+            strips = table.reshape(strip_boxes, -1, strip_rows * scheme.samples[0], *table.shape[2:])
+            return strips.swapaxes(0, 1)
+
+        @checkpoint
+        def strip(rows: Any, columns: Any, share: Array, box: Array) -> Array:
+            columns, share = jax.tree.map(
+                lambda table: lax.dynamic_index_in_dim(split(table), box, axis=1, keepdims=False), (columns, share)
+            )
+            return tangent(image, rows, columns, share)
+
+        def add_strip(crops: Array, place: tuple[Any, Array]) -> tuple[Array, None]:
+            strip_of_rows, i = place
+            # An addition, for the transpose of that reads the cotangent where it lies.
+            return lax.scatter_add(
+                crops,
+                i[None] * strip_rows,
+                strip(strip_of_rows, columns, share, i // (height // strip_rows)),
+                lax.ScatterDimensionNumbers((0, 1, 2, 3), (), scatter_dims_to_operand_dims=(1,)),
+                mode=lax.GatherScatterMode.PROMISE_IN_BOUNDS,
+            ), None
+
+        crops = jnp.zeros((strip_boxes, count // strip_boxes * height, width, channels), scheme.compute)
+        crops, _ = lax.optimization_barrier((crops, jax.tree.leaves(rows)[0]))  # differ between devices if those do
+        places = jnp.arange(crops.shape[1] // strip_rows, dtype=jnp.int32)
         # Last strip first, so that the transpose reads its cotangent from first to last, as processors expect.
-        _, crops = lax.scan(lambda _, strip_of: (None, strip(*strip_of)), None, (rows, box), reverse=True)
-        return crops.reshape(count, height, *crops.shape[2:])
+        crops, _ = lax.scan(add_strip, crops, (jax.tree.map(split_rows, rows), places), reverse=True)
+        return crops.reshape(count, height, width, channels)
 
-    return lax.platform_dependent(rows, columns, share, cpu=strip_by_strip, default=tangent)
+    return lax.platform_dependent(image, rows, columns, share, cpu=strip_by_strip, default=at_once)
 
 
 def _strip_shape(count: int, height: int, most: int) -> tuple[int, int]:
     """How many boxes, and how many rows of each, make a strip: at most that many rows, if equal strips allow it."""
-    divisors = [rows for rows in range(1, height + 1) if height % rows == 0]
-    # Strips of a single row would have XLA copy all crops to another layout.
-    rows = max((rows for rows in divisors if rows <= most and rows > 1), default=min(divisors[1:], default=1))
-    if rows < height or not isinstance(count, int):  # a symbolic count has no divisors
-        return 1, rows
-    return max(boxes for boxes in range(1, max(most // rows, 1) + 1) if count % boxes == 0), rows
+    boxes = 1
+    if isinstance(count, int):  # a symbolic count has no divisors
+        boxes = max(n for n in range(1, min(max(most // height, 8), max(most, 1), count) + 1) if count % n == 0)
+    rows = max(n for n in range(1, height + 1) if height % n == 0 and (n <= most // boxes or n == 1))
+    return boxes, rows

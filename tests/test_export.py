@@ -1,0 +1,117 @@
+"""Saved programs: for every platform, for any number of images and boxes, loaded by a process that knows only JAX."""
+
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import export
+
+import jax_crop
+
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+BATCH, COUNT = export.symbolic_shape("batch, count")
+
+
+def shapes(*kinds):
+    return tuple(jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in kinds)
+
+
+def crop(images, boxes, box_indices=None):
+    return jax_crop.crop_and_resize(images, boxes, box_indices, (5, 7), extrapolation_value=0.5)
+
+
+def nearest(images, boxes):
+    return jax_crop.crop_and_resize(images, boxes, None, (5, 7), "nearest", align_corners=False)
+
+
+def pool(images, boxes, box_indices):
+    return jax_crop.roi_align(images, boxes * 16, box_indices, (5, 7))
+
+
+def pool_adaptively(images, boxes):
+    return jax_crop.roi_align(images, boxes * 16, None, (5, 7), sampling_ratio=0, max_sampling_ratio=3)
+
+
+def pool_of_pyramid(images, coarser, boxes):
+    return jax_crop.multilevel_roi_align((images, coarser), boxes * 200, None, (5, 7))
+
+
+IMAGES = ((BATCH, 16, 20, 3), jnp.float32)
+WITH_INDICES = shapes(IMAGES, ((COUNT, 4), jnp.float32), ((COUNT,), jnp.int32))
+EACH = ((BATCH, COUNT, 4), jnp.float32)
+CASES = {
+    "with_indices": (crop, WITH_INDICES),
+    "one_image": (crop, shapes(((16, 20, 3), jnp.float32), ((COUNT, 4), jnp.float32))),
+    "boxes_for_each": (crop, shapes(IMAGES, EACH)),
+    "nearest_of_bytes": (nearest, shapes(((BATCH, 16, 20, 3), jnp.uint8), EACH)),
+    "roi_align": (pool, WITH_INDICES),
+    "adaptive": (pool_adaptively, shapes(IMAGES, EACH)),
+    "pyramid": (pool_of_pyramid, shapes(IMAGES, ((BATCH, 8, 10, 3), jnp.float32), EACH)),
+}
+
+
+def gradient(function):
+    """By all images and boxes that have one."""
+
+    def of(*arguments):
+        floats = [i for i, a in enumerate(arguments) if a.dtype == jnp.float32]
+        return jax.grad(lambda *arguments: jnp.sum(function(*arguments) ** 2), floats)(*arguments)
+
+    return of
+
+
+def examples(arguments, **sizes):
+    """Arrays for symbolic shapes."""
+    rng = np.random.default_rng(0)
+    scope = {symbol: sizes[str(symbol)] for symbol in (BATCH, COUNT)}
+    for a in arguments:
+        shape = [scope.get(n, n) for n in a.shape]
+        yield (rng.uniform(0, 1, shape) if a.dtype == jnp.float32 else rng.integers(0, 2, shape)).astype(a.dtype)
+
+
+def assert_same(actual, expected):
+    for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, e, rtol=0, atol=2e-6 * max(1, np.abs(e).max()))
+
+
+@pytest.mark.parametrize("order", [0, 1], ids=["forward", "gradient"])
+@pytest.mark.parametrize("case", CASES)
+def test_every_platform_and_any_number(case, order):
+    function, arguments = CASES[case]
+    function = gradient(function) if order else function
+    saved = export.export(jax.jit(function), platforms=PLATFORMS)(*arguments).serialize()
+    loaded = export.deserialize(saved)
+    assert loaded.platforms == PLATFORMS
+    for sizes in ({"batch": 2, "count": 6}, {"batch": 3, "count": 1}):
+        values = list(examples(arguments, **sizes))
+        assert_same(loaded.call(*values), function(*values))
+
+
+def test_a_saved_program_can_be_differentiated():
+    function, arguments = CASES["boxes_for_each"]
+    saved = export.export(jax.jit(function), platforms=PLATFORMS)(*arguments).serialize(vjp_order=1)
+    loaded = export.deserialize(saved)
+    values = list(examples(arguments, batch=2, count=6))
+    assert_same(gradient(loaded.call)(*values), gradient(function)(*values))
+
+
+def test_a_fresh_process_gives_the_same_pixels(tmp_path):
+    function, arguments = CASES["with_indices"]
+    values = list(examples(arguments, batch=2, count=6))
+    (tmp_path / "program").write_bytes(export.export(jax.jit(function), platforms=PLATFORMS)(*arguments).serialize())
+    np.savez(tmp_path / "values.npz", *values)
+    program = """if True:
+        import sys
+        import numpy as np
+        from jax import export
+        folder = sys.argv[1]
+        program = export.deserialize(bytearray(open(f"{folder}/program", "rb").read()))
+        values = np.load(f"{folder}/values.npz")
+        np.save(f"{folder}/crops.npy", program.call(*(values[name] for name in values.files)))
+        assert "jax_crop" not in sys.modules
+    """
+    subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=True)
+    np.testing.assert_array_equal(np.load(tmp_path / "crops.npy"), jax.jit(function)(*values))

@@ -1,0 +1,142 @@
+"""Across devices: what the compiled program communicates, and that the result is that of one device."""
+
+import functools
+import re
+from collections import Counter
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import jax_crop
+
+RNG = np.random.default_rng(0)
+IMAGES = RNG.standard_normal((8, 16, 20, 16), dtype=np.float32)
+BOXES = RNG.uniform(-0.2, 1.2, (8, 8, 4)).astype(np.float32)
+INDICES = np.arange(64, dtype=np.int32) % 8
+CROP_SIZE = (5, 7)
+
+COLLECTIVES = r" (all-reduce|all-gather|all-to-all|collective-permute|collective-broadcast|reduce-scatter)(?:-start)?\("
+NOTHING, ONE_SUM = {}, {"all-reduce": 1}
+
+
+def crop(images, boxes, box_indices=None):
+    return jax_crop.crop_and_resize(images, boxes, box_indices, CROP_SIZE)
+
+
+def pool_of_pyramid(images, boxes, box_indices=None):
+    pyramid = (images, images[:, ::2, ::2])
+    return jax_crop.multilevel_roi_align(pyramid, boxes * 16, box_indices, CROP_SIZE, canonical_size=16.0)
+
+
+OPERATIONS = pytest.mark.parametrize("operation", [crop, pool_of_pyramid])
+
+
+def gradient(operation, argument):
+    return jax.grad(lambda *arguments: jnp.sum(operation(*arguments) ** 2), argument)
+
+
+# What each layout communicates: in the forward pass, in the image gradient, in the box gradient.
+LAYOUTS = {
+    "batch": ((8,), P("data"), P("data"), (NOTHING, NOTHING, NOTHING)),
+    "batch_and_boxes": ((4, 2), P("data"), P("data", "model"), (NOTHING, ONE_SUM, NOTHING)),
+    "batch_and_channels": ((4, 2), P("data", None, None, "model"), P("data"), (NOTHING, NOTHING, ONE_SUM)),
+    "boxes": ((8,), P(), P("data"), (NOTHING, ONE_SUM, NOTHING)),
+}
+
+
+def arguments_of(layout):
+    """Arguments as NumPy arrays, and the specification of each: boxes of their own for each image, or with indices."""
+    _, images, boxes, _ = LAYOUTS[layout]
+    if layout == "boxes":
+        return (IMAGES, BOXES.reshape(-1, 4), INDICES), (images, boxes, boxes)
+    return (IMAGES, BOXES), (images, boxes)
+
+
+def mesh_of(layout, kind):
+    shape = LAYOUTS[layout][0]
+    return jax.make_mesh(shape, ("data", "model")[: len(shape)], axis_types=(kind,) * len(shape))
+
+
+def sharded(layout, mesh):
+    return [jax.device_put(a, NamedSharding(mesh, spec)) for a, spec in zip(*arguments_of(layout), strict=True)]
+
+
+def compiled_and_its_collectives(function, arguments):
+    compiled = jax.jit(function).lower(*arguments).compile()
+    return compiled, dict(Counter(re.findall(COLLECTIVES, compiled.as_text())))
+
+
+@functools.cache
+def on_one_device(operation, argument, layout):
+    function = operation if argument is None else gradient(operation, argument)
+    return np.asarray(jax.jit(function)(*arguments_of(layout)[0]))
+
+
+def assert_equals_one_device(result, operation, argument, layout):
+    expected = on_one_device(operation, argument, layout)
+    tolerance = 0 if argument is None else 1e-6 * np.abs(expected).max()
+    np.testing.assert_allclose(result, expected, rtol=0, atol=tolerance)
+
+
+@OPERATIONS
+@pytest.mark.parametrize("argument", [None, 0, 1], ids=["forward", "image_gradient", "box_gradient"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
+def test_communication(operation, argument, layout, kind):
+    mesh = mesh_of(layout, kind)
+    function = operation if argument is None else gradient(operation, argument)
+    with jax.set_mesh(mesh):
+        arguments = sharded(layout, mesh)
+        compiled, collectives = compiled_and_its_collectives(function, arguments)
+        result = compiled(*arguments)
+    assert collectives == LAYOUTS[layout][3][0 if argument is None else argument + 1]
+    assert_equals_one_device(result, operation, argument, layout)
+
+
+@OPERATIONS
+@pytest.mark.parametrize("argument", [None, 0, 1], ids=["forward", "image_gradient", "box_gradient"])
+def test_shard_map(operation, argument):
+    mesh = mesh_of("batch", AxisType.Auto)
+    function = operation if argument is None else gradient(operation, argument)
+    mapped = jax.shard_map(function, mesh=mesh, in_specs=(P("data"), P("data")), out_specs=P("data"))
+    compiled, collectives = compiled_and_its_collectives(mapped, sharded("batch", mesh))
+    assert collectives == NOTHING
+    assert_equals_one_device(compiled(*sharded("batch", mesh)), operation, argument, "batch")
+
+
+@OPERATIONS
+def test_type_of_the_result_on_an_explicit_mesh(operation):
+    expected = {
+        "batch": P("data", None, None, None, None),
+        "batch_and_boxes": P("data", "model", None, None, None),
+        "batch_and_channels": P("data", None, None, None, "model"),
+        "boxes": P("data", None, None, None),
+    }
+    for layout, spec in expected.items():
+        mesh = mesh_of(layout, AxisType.Explicit)
+        with jax.set_mesh(mesh):
+            result = jax.eval_shape(operation, *sharded(layout, mesh))
+        assert result.sharding.spec == spec
+
+
+@OPERATIONS
+def test_gradients_are_taken_in_strips(operation):
+    """Otherwise the tests above would not see what the loop over strips communicates."""
+    program = jax.jit(gradient(operation, 0)).lower(*arguments_of("boxes")[0]).compile().as_text()
+    assert re.search(r" while\(", program)
+
+
+@OPERATIONS
+def test_a_fill_and_images_that_are_not_sharded_alike(operation):
+    """On an Explicit mesh the boxes, or else the images, say where the batch is; a replicated one is cut to fit."""
+    mesh = mesh_of("batch", AxisType.Explicit)
+    with jax.set_mesh(mesh):
+        for specs in [(P(), P("data")), (P("data"), P())]:
+            arguments = [jax.device_put(a, NamedSharding(mesh, s)) for a, s in zip((IMAGES, BOXES), specs, strict=True)]
+            result = jax.jit(operation)(*arguments)
+            assert jax.typeof(result).sharding.spec == P("data", None, None, None, None)
+            assert_equals_one_device(result, operation, None, "batch")

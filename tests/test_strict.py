@@ -1,0 +1,115 @@
+"""Under each of JAX's strict modes: every operation and derivative gives what it gives without them."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jax_crop
+from tests.conftest import jax_config
+
+RNG = np.random.default_rng(0)
+IMAGES = RNG.uniform(0, 1, (2, 9, 8, 3)).astype(np.float32)
+BYTES = RNG.integers(0, 256, (2, 9, 8, 3)).astype(np.uint8)
+BOXES = np.array([[0.1, 0.2, 0.8, 0.9], [0, 0, 1, 1], [0.9, 1.3, -0.2, 0.4], [2, 2, 3, 3]], np.float32)
+BOXES_OF_EACH = np.stack([BOXES, BOXES[::-1]])
+INDICES = np.array([0, 1, -1, 1], np.int32)
+
+MODES = {
+    "rank_promotion": {"jax_numpy_rank_promotion": "raise"},
+    "dtype_promotion": {"jax_numpy_dtype_promotion": "strict"},
+    "debug_nans": {"jax_debug_nans": True},
+    "debug_infs": {"jax_debug_infs": True},
+    "tracer_leaks": {"jax_check_tracer_leaks": True},
+    "enable_checks": {"jax_enable_checks": True},
+    "disable_jit": {"jax_disable_jit": True},
+    "x64": {"jax_enable_x64": True},
+}
+
+
+def crop(images, boxes, box_indices, **options):
+    return jax_crop.crop_and_resize(images, boxes, box_indices, (3, 2), **options)
+
+
+def pool(images, boxes, box_indices, **options):
+    return jax_crop.roi_align(images, boxes, box_indices, (3, 2), spatial_scale=8.0, **options)
+
+
+def pool_of_pyramid(images, boxes, box_indices):
+    pyramid = (images, images[..., ::2, ::2, :])
+    boxes = jax_crop.boxes.denormalize(boxes, (36, 32))
+    return jax_crop.multilevel_roi_align(pyramid, boxes, box_indices, (3, 2), canonical_size=64.0)
+
+
+OPERATIONS = {
+    "corners": crop,
+    "half_pixel": functools.partial(
+        crop, align_corners=False, dtype=jnp.bfloat16, extrapolation_value=np.array([1, 2, 3], np.float32)
+    ),
+    "nearest": functools.partial(crop, method="nearest"),
+    "adaptive": functools.partial(pool, aligned=False, sampling_ratio=0, max_sampling_ratio=2),
+    "pyramid": pool_of_pyramid,
+}
+
+
+def everything(operation):
+    """Values of each call form and image type; first and second derivatives."""
+
+    def total(images, boxes):
+        return jnp.sum(operation(images, boxes, INDICES).astype(jnp.float32) ** 2)
+
+    gradient = jax.grad(total, argnums=(0, 1))
+    return {
+        "indices": operation(IMAGES, BOXES, INDICES),
+        "bytes": operation(BYTES, BOXES, INDICES),
+        "each": operation(IMAGES, BOXES_OF_EACH, None),
+        "vmap": jax.vmap(operation, in_axes=(None, 0, None))(IMAGES, BOXES_OF_EACH, INDICES),
+        "gradient": gradient(IMAGES, BOXES),
+        "tangent": jax.jvp(total, (IMAGES, BOXES), (np.ones_like(IMAGES), np.ones_like(BOXES))),
+        "of_gradient": jax.jvp(lambda boxes: gradient(IMAGES, boxes), (BOXES,), (np.ones_like(BOXES),)),
+    }
+
+
+@functools.cache
+def expected(name):
+    return jax.tree.map(np.asarray, everything(OPERATIONS[name]))
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+@pytest.mark.parametrize("mode", MODES)
+def test_mode(mode, name):
+    reference = expected(name)
+    with jax_config(**MODES[mode]):
+        results = everything(OPERATIONS[name])
+    for key, value in reference.items():
+        for actual, wanted in zip(jax.tree.leaves(results[key]), jax.tree.leaves(value), strict=True):
+            assert actual.dtype == wanted.dtype
+            actual, wanted = (np.asarray(a, np.float32) for a in (actual, wanted))
+            np.testing.assert_allclose(actual, wanted, rtol=0, atol=3e-6 * max(1, np.abs(wanted).max()))
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_no_transfers(name):
+    """Jitted calls on arrays of the device move nothing to it or from it."""
+    operation = OPERATIONS[name]
+
+    def step(images, boxes, box_indices):
+        return jax.value_and_grad(lambda *a: operation(*a, box_indices).astype(jnp.float32).sum(), (0, 1))(
+            images, boxes
+        )
+
+    arguments = jax.device_put((IMAGES, BOXES, INDICES))
+    with jax.transfer_guard("disallow"):
+        jax.block_until_ready(jax.jit(step)(*arguments))
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_one_compilation_for_each_shape(name):
+    chex.clear_trace_counter()  # which knows functions by their names
+    operation = jax.jit(chex.assert_max_traces(lambda *arguments: OPERATIONS[name](*arguments), n=2))
+    for count in (4, 3, 4, 3):
+        operation(IMAGES, BOXES[:count], INDICES[:count])
+        operation(IMAGES * 2, BOXES[:count] * 0.5, INDICES[:count] - 1)

@@ -105,7 +105,7 @@ def main(output: str) -> None:
 def draw(parts: tuple[np.ndarray, np.ndarray, np.ndarray], values: list[float], output: str) -> None:
     images, boxes, _ = parts
     figure, axes = plt.subplots(1, 5, figsize=(14, 3), layout="constrained", width_ratios=(1, 1, 1, 1, 1.6))
-    for place, image, own in zip(axes, images, boxes, strict=False):
+    for place, image, own in zip(axes[:-1], images, boxes, strict=False):
         place.imshow(image)
         place.axis("off")
         for y1, x1, y2, x2 in own * (SIDE - 1):

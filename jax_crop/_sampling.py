@@ -89,9 +89,8 @@ def sample(scheme: Scheme, image: Array, rows: Axis, columns: Axis, fill: Array,
     Returns:
         ``[N, h, w, C]`` in the scheme's dtype, differentiable in image, fractions and fill.
     """
-    row_neighbours, column_neighbours = _in_memory(
-        (_neighbours(scheme.taps[0], rows), _neighbours(scheme.taps[1], columns))
-    )
+    neighbours = _neighbours(scheme.taps[0], rows), _neighbours(scheme.taps[1], columns)
+    row_neighbours, column_neighbours = _in_memory(lax.optimization_barrier(neighbours))  # not anew for each channel
 
     def value(rows: Neighbours, columns: Neighbours) -> Array:
         return jnp.where(_both(rows.inside, columns.inside), _interpolate(scheme, image, rows, columns), fill)
@@ -112,7 +111,7 @@ def _sample_jvp(scheme: Scheme, primals: tuple[Any, ...], tangents: tuple[Any, .
     crops_dot = jnp.zeros((), scheme.compute)
     if image_dot is not None:
         image_dot = image_dot.astype(scheme.compute)  # so that its cotangent is summed in the type of interpolation
-        if image.shape[2] < 16:
+        if image.shape[2] < 16:  # many channels may be sharded, which a reshape would undo
             image_dot = image_dot.reshape(image.shape[0], -1, 1)
         # If it differs between devices from here, its cotangents are summed over them once, after the last strip.
         image_dot, _ = lax.optimization_barrier((image_dot, rows.index))
@@ -202,7 +201,9 @@ def _apart(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def _in_memory(tables: Any) -> Any:
-    return _apart(lax.optimization_barrier, tables)
+    """The same tables; on a CPU in memory."""
+    on_cpu = functools.partial(_apart, lax.optimization_barrier)
+    return lax.platform_dependent(tables, cpu=on_cpu, default=lambda tables: tables)
 
 
 @functools.partial(jax.checkpoint, static_argnums=0)  # keeps no mask for the backward pass
@@ -362,7 +363,7 @@ def _in_strips(
         crops, _ = lax.scan(add_strip, crops, (jax.tree.map(split_rows, rows), places), reverse=True)
         return crops.reshape(count, height, width, channels)
 
-    return lax.platform_dependent(image, rows, columns, share, cpu=strip_by_strip, default=at_once)
+    return lax.platform_dependent(image, rows, columns, share, cpu=checkpoint(strip_by_strip), default=at_once)
 
 
 def _strip_shape(count: int, height: int, most: int) -> tuple[int, int]:

@@ -118,11 +118,12 @@ def _sample_jvp(scheme: Scheme, primals: tuple[Any, ...], tangents: tuple[Any, .
         tables = (_taps(scheme.taps[0], rows), _taps(scheme.taps[1], columns), share)
         tangent = functools.partial(_image_tangent, scheme, image.shape[2])
         floats = math.prod(scheme.taps) * image.shape[2]
-        crops_dot += _in_strips(scheme, _SCATTER_BYTES, floats, tangent, image_dot, *tables)
+        crops_dot += _in_strips(scheme, _SCATTER_BYTES, floats, tangent, image_dot, image_dot, *tables)
     if row_dot is not None or column_dot is not None:
         tables = ((rows, row_dot), (columns, column_dot), share)
         tangent = functools.partial(_box_tangent, scheme)
-        crops_dot += _in_strips(scheme, _PRODUCT_BYTES, 2 * image.shape[2], tangent, image, *tables)
+        dot = next(dot for dot in (row_dot, column_dot) if dot is not None)
+        crops_dot += _in_strips(scheme, _PRODUCT_BYTES, 2 * image.shape[2], tangent, dot, image, *tables)
     if fill_dot is not None:
         crops_dot += _fill_tangent(scheme, fill_dot, rows, columns, share)
     crops = sample(scheme, *primals)
@@ -302,6 +303,7 @@ def _in_strips(
     strip_bytes: int,
     sample_floats: int,
     tangent: Callable[[Array, Any, Any, Array], Array],
+    dot: Array,
     image: Array,
     rows: Any,
     columns: Any,
@@ -314,6 +316,7 @@ def _in_strips(
         strip_bytes: what the tangent of a strip may hold in memory.
         sample_floats: how many floats the tangent of a sample holds in memory.
         tangent: of any number of boxes, each of any number of rows.
+        dot: one of the arrays that the tangent is linear in.
         image: what it takes first.
         rows: tables of all boxes, ``[N, h * samples, ...]``.
         columns: tables, ``[N, w * samples, ...]``.
@@ -323,7 +326,7 @@ def _in_strips(
     checkpoint = functools.partial(jax.checkpoint, prevent_cse=False)
     at_once = checkpoint(tangent)
 
-    def strip_by_strip(image: Array, rows: Any, columns: Any, share: Array) -> Array:
+    def strip_by_strip(dot: Array, image: Array, rows: Any, columns: Any, share: Array) -> Array:
         count, height, width, channels = jax.eval_shape(tangent, image, rows, columns, share).shape
         row_bytes = math.prod(scheme.samples) * width * sample_floats * scheme.compute.itemsize
         strip_boxes, strip_rows = _strip_shape(count, height, strip_bytes // scheme.at_once // row_bytes)
@@ -356,14 +359,18 @@ def _in_strips(
                 mode=lax.GatherScatterMode.PROMISE_IN_BOUNDS,
             ), None
 
-        crops = jnp.zeros((strip_boxes, count // strip_boxes * height, width, channels), scheme.compute)
-        crops, _ = lax.optimization_barrier((crops, jax.tree.leaves(rows)[0]))  # differ between devices if those do
+        # Zeros that are linear in what the tangent is linear in: plain ones would be kept for the backward pass.
+        zero = jnp.where(False, dot[(slice(1),) * dot.ndim].reshape(()), 0)
+        zero, _ = lax.optimization_barrier((zero, jax.tree.leaves(rows)[0]))  # differ between devices if those do
+        crops = jnp.broadcast_to(zero, (strip_boxes, count // strip_boxes * height, width, channels))
         places = jnp.arange(crops.shape[1] // strip_rows, dtype=jnp.int32)
         # Last strip first, so that the transpose reads its cotangent from first to last, as processors expect.
         crops, _ = lax.scan(add_strip, crops, (jax.tree.map(split_rows, rows), places), reverse=True)
         return crops.reshape(count, height, width, channels)
 
-    return lax.platform_dependent(image, rows, columns, share, cpu=checkpoint(strip_by_strip), default=at_once)
+    return lax.platform_dependent(
+        dot, image, rows, columns, share, cpu=strip_by_strip, default=lambda _, *arguments: at_once(*arguments)
+    )
 
 
 def _strip_shape(count: int, height: int, most: int) -> tuple[int, int]:

@@ -360,7 +360,7 @@ def _in_strips(
             ), None
 
         # Zeros that are linear in what the tangent is linear in: plain ones would be kept for the backward pass.
-        zero = jnp.where(False, dot[(slice(1),) * dot.ndim].reshape(()), 0)
+        zero = jnp.where(False, dot, 0)[(slice(1),) * dot.ndim].reshape(())
         zero, _ = lax.optimization_barrier((zero, jax.tree.leaves(rows)[0]))  # differ between devices if those do
         crops = jnp.broadcast_to(zero, (strip_boxes, count // strip_boxes * height, width, channels))
         places = jnp.arange(crops.shape[1] // strip_rows, dtype=jnp.int32)

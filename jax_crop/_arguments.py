@@ -75,7 +75,8 @@ def box_indices(
     if len(image_shape) != 4 or len(boxes_shape) != 2 or value.shape != boxes_shape[:1]:
         raise ValueError(f"box_indices must be one index for each box: expected {forms}; {got} {value.shape}")
     if isinstance(value, np.ndarray):
-        value = np.clip(value, -1, 2**31 - 1)  # an index that is out of range stays so in int32
+        # An index that is out of range stays so in int32; one beyond int64 becomes negative.
+        value = np.clip(value.astype(np.int64), -1, 2**31 - 1)
     elif value.dtype.itemsize == 8 or value.dtype == jnp.uint32:
         value = jnp.clip(value, 0 if jnp.issubdtype(value.dtype, jnp.unsignedinteger) else -1, 2**31 - 1)
     return value.astype(jnp.int32)

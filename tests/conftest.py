@@ -1,9 +1,10 @@
-"""Eight devices and quiet logs, set before JAX and TensorFlow are imported; hypothesis' profile; modes of JAX."""
+"""Eight devices, quiet logs and Keras on JAX, set before any of them is imported; hypothesis' profile; modes of JAX."""
 
 import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+os.environ["KERAS_BACKEND"] = "jax"  # TensorFlow imports Keras
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 

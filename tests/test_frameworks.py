@@ -77,8 +77,7 @@ def test_equinox():
     assert np.all(np.any(gradients.boxes != 0, axis=1))
 
 
-def test_keras(monkeypatch):
-    monkeypatch.setenv("KERAS_BACKEND", "jax")
+def test_keras():
     import keras
 
     assert keras.backend.backend() == "jax"

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax import Array, lax
+from jax import Array
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
@@ -32,6 +32,12 @@ def in_form(
     Returns:
         The crops, ``[N, h, w, C]`` or ``[B, N, h, w, C]``.
     """
+    crop_of_all = _of_each_image(crop) if box_indices is None else crop
+    return _on_each_device(crop_of_all, (images, boxes, box_indices, fill))
+
+
+def _of_each_image(crop: Callable[..., Array]) -> Callable[..., Array]:
+    """The crop of one image ``[H, W, C]`` and boxes ``[N, 4]``, or of a batch and boxes ``[B, N, 4]``."""
 
     def crop_of_each(images: tuple[Values, ...], boxes: Values, _: None, fill: Values | None) -> Array:
         batch = boxes.shape[0] if boxes.ndim == 3 and isinstance(boxes.shape[0], int) else 1  # it may be symbolic
@@ -41,16 +47,10 @@ def in_form(
 
         return crop_of_one(images, boxes) if boxes.ndim == 2 else jax.vmap(crop_of_one)(images, boxes)
 
-    return _on_each_device(crop_of_each if box_indices is None else crop, images, boxes, box_indices, fill)
+    return crop_of_each
 
 
-def _on_each_device(
-    crop: Callable[..., Array],
-    images: tuple[Values, ...],
-    boxes: Values,
-    box_indices: Values | None,
-    fill: Values | None,
-) -> Array:
+def _on_each_device(crop: Callable[..., Array], arguments: tuple[Any, ...]) -> Array:
     """On an Explicit mesh, each device cuts the boxes that it holds, without communication.
 
     Crops are sharded as boxes are, along the batch and along their number, and as the first image is along channels.
@@ -59,7 +59,8 @@ def _on_each_device(
     mesh = jax.sharding.get_abstract_mesh()
     explicit = {name for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Explicit}
     if not explicit:
-        return crop(images, boxes, box_indices, fill)
+        return crop(*arguments)
+    images, boxes, box_indices, fill = arguments
     *batch, count, _ = _spec(boxes)
     *image_batch, _, _, channels = _spec(images[0])
     if batch:  # of the boxes, so of the images
@@ -72,15 +73,9 @@ def _on_each_device(
         None if box_indices is None else P(count),
         None if fill is None else P(*[channels] * np.ndim(fill)),
     )
-    arguments = jax.tree.map(jax.sharding.reshard, (images, boxes, box_indices, fill), in_specs)
+    arguments = jax.tree.map(jax.sharding.reshard, arguments, in_specs)
     out_specs = P(*batch, count, None, None, channels)
-
-    def crop_of_part(*part: Any) -> Array:
-        # Made to differ between devices here, all at once: where that happens within a loop, its transpose sums over
-        # devices in each turn.
-        return crop(*lax.optimization_barrier(part))
-
-    return jax.shard_map(crop_of_part, in_specs=in_specs, out_specs=out_specs, axis_names=explicit)(*arguments)
+    return jax.shard_map(crop, in_specs=in_specs, out_specs=out_specs, axis_names=explicit)(*arguments)
 
 
 def _spec(array: Values) -> tuple[Any, ...]:

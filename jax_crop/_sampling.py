@@ -203,7 +203,10 @@ def _apart(function: Callable[..., Any], *arguments: Any) -> Any:
 
 def _in_memory(tables: Any) -> Any:
     """The same tables; on a CPU in memory."""
-    on_cpu = functools.partial(_apart, lax.optimization_barrier)
+
+    def on_cpu(tables: Any) -> Any:
+        return _apart(functools.partial(jax.tree.map, lax.optimization_barrier), tables)
+
     return lax.platform_dependent(tables, cpu=on_cpu, default=lambda tables: tables)
 
 

@@ -114,9 +114,8 @@ def positive(name: str, value: float) -> float:
 
 def sampling_ratio(ratio: int, most: int | None) -> int:
     """How many samples a bin has along each axis, at most."""
-    for name, value in (("sampling_ratio", ratio), ("max_sampling_ratio", most)):
-        if value is None and name == "max_sampling_ratio":
-            continue
+    given = {"sampling_ratio": ratio} | ({} if most is None else {"max_sampling_ratio": most})
+    for name, value in given.items():
         if not isinstance(value, int | np.integer):
             raise TypeError(f"{name} must be a whole number, known while tracing, got {value!r}")
         if value < 0:

@@ -93,7 +93,7 @@ def sample(scheme: Scheme, image: Array, rows: Axis, columns: Axis, fill: Array,
     row_neighbours, column_neighbours = _in_memory(lax.optimization_barrier(neighbours))  # not anew for each channel
 
     def value(rows: Neighbours, columns: Neighbours) -> Array:
-        return jnp.where(_both(rows.inside, columns.inside), _interpolate(scheme, image, rows, columns), fill)
+        return jnp.where(_inside(rows.inside, columns.inside), _interpolate(scheme, image, rows, columns), fill)
 
     return _sum_of_samples(scheme, row_neighbours, column_neighbours, share, value).astype(scheme.dtype)
 
@@ -143,7 +143,7 @@ def _every(samples: int, tables: Any) -> list[Any]:
     return [jax.tree.map(lambda table, i=i: table[:, i::samples], tables) for i in range(samples)]
 
 
-def _both(rows: Array, columns: Array) -> Array:
+def _inside(rows: Array, columns: Array) -> Array:
     """Whether samples are inside along rows ``[N, h]`` and along columns ``[N, w]``: ``[N, h, w, 1]``."""
     return (rows[:, :, None] & columns[:, None, :])[..., None]
 
@@ -214,7 +214,7 @@ def _in_memory(tables: Any) -> Any:
 def _fill_tangent(scheme: Scheme, fill_dot: Array, rows: Axis, columns: Axis, share: Array) -> Array:
     """The tangent of crops, linear in the fill's."""
     return _sum_of_samples(
-        scheme, rows.inside, columns.inside, share, lambda row, column: jnp.where(_both(row, column), 0, fill_dot)
+        scheme, rows.inside, columns.inside, share, lambda row, column: jnp.where(_inside(row, column), 0, fill_dot)
     )
 
 
@@ -239,7 +239,7 @@ def _image_tangent(scheme: Scheme, channels: int, image_dot: Array, rows: Taps, 
     windows = _in_memory(windows.reshape(shape))
     weights = rows.weights[..., None, None] * columns.weights[:, None, None]
     tangent = jnp.sum(windows * weights[..., None], axis=(2, 4))
-    return _pool(scheme, jnp.where(_both(rows.inside, columns.inside), tangent, 0), share)
+    return _pool(scheme, jnp.where(_inside(rows.inside, columns.inside), tangent, 0), share)
 
 
 def _box_tangent(
@@ -247,7 +247,7 @@ def _box_tangent(
 ) -> Array:
     """The tangent of crops, linear in the fractions': slopes of the surface times how far each sample moves."""
     (row, row_dot), (column, column_dot) = rows, columns
-    inside = _both(row.inside, column.inside)
+    inside = _inside(row.inside, column.inside)
     total = jnp.zeros((), scheme.compute)
     if row_dot is not None:
         slope = _apart(functools.partial(_slope, scheme, 0), image, row, column)
@@ -327,14 +327,14 @@ def _in_strips(
     """
     # Only the tables are kept for the backward pass: what the tangent computes from them is computed again.
     checkpoint = functools.partial(jax.checkpoint, prevent_cse=False)
-    at_once = checkpoint(tangent)
+    of_all = checkpoint(tangent)
 
     def strip_by_strip(dot: Array, image: Array, rows: Any, columns: Any, share: Array) -> Array:
         count, height, width, channels = jax.eval_shape(tangent, image, rows, columns, share).shape
         row_bytes = math.prod(scheme.samples) * width * sample_floats * scheme.compute.itemsize
         strip_boxes, strip_rows = _strip_shape(count, height, strip_bytes // scheme.at_once // row_bytes)
         if (strip_boxes, strip_rows) == (count, height):
-            return at_once(image, rows, columns, share)
+            return of_all(image, rows, columns, share)
 
         # Of every so many boxes one is in a strip: so devices that hold parts of the boxes have a part of each strip.
         def split(table: Array) -> Array:
@@ -372,7 +372,7 @@ def _in_strips(
         return crops.reshape(count, height, width, channels)
 
     return lax.platform_dependent(
-        dot, image, rows, columns, share, cpu=strip_by_strip, default=lambda _, *arguments: at_once(*arguments)
+        dot, image, rows, columns, share, cpu=strip_by_strip, default=lambda _, *arguments: of_all(*arguments)
     )
 
 

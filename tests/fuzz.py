@@ -13,13 +13,11 @@ import time
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jax_crop import crop_and_resize
 from tests import oracle
 
-IMAGE_DTYPES = ["uint8", "uint16", "int8", "int16", "int32", "int64", "float16", "bfloat16", "float32", "float64"]
 LARGEST_ERROR = 3e-7
 BOXES = 12
 
@@ -32,7 +30,7 @@ def random_configuration(rng):
     x64 = bool(rng.integers(2))
     return {
         "shape": (int(rng.integers(1, 4)), *size, int(rng.integers(1, 4))),
-        "image_dtype": str(rng.choice(IMAGE_DTYPES)),
+        "image_dtype": str(rng.choice(oracle.IMAGE_DTYPES)),
         "box_dtype": str(rng.choice(["float32", "float64"])) if x64 else "float32",
         "x64": x64,
         "crop_size": tuple(int(n) for n in np.where(rng.random(2) < 0.15, 1, rng.integers(1, 15, 2))),
@@ -41,16 +39,6 @@ def random_configuration(rng):
         "dtype": str(rng.choice(["float32", "float32", "float64"])) if x64 else "float32",
         "fill_per_channel": bool(rng.integers(2)),
     }
-
-
-def random_image(rng, shape, dtype):
-    """Over all of an integer type's range, or from -1 to 1; now and then of few values."""
-    if np.issubdtype(dtype, np.integer):
-        info = np.iinfo(dtype)
-        image = rng.integers(info.min, info.max, shape, dtype, endpoint=True)
-    else:
-        image = rng.uniform(-1, 1, shape).astype(jnp.dtype(dtype))
-    return np.where(rng.random(shape) < 0.1, image.dtype.type(0), image) if rng.random() < 0.2 else image
 
 
 def random_call(rng, configuration):
@@ -68,7 +56,10 @@ def random_call(rng, configuration):
     indices = np.where(
         rng.random(BOXES) < 0.1, rng.choice([-1, shape[0], 2**40], BOXES), rng.integers(0, shape[0], BOXES)
     )
-    return random_image(rng, shape, configuration["image_dtype"]), boxes, indices, fill
+    image = oracle.random_image(rng, shape, configuration["image_dtype"])
+    if rng.random() < 0.2:  # now and then with pixels of no value
+        image = np.where(rng.random(shape) < 0.1, image.dtype.type(0), image)
+    return image, boxes, indices, fill
 
 
 def largest_error(configuration, image, boxes, indices, fill):

@@ -6,7 +6,10 @@ so that a million decisions take seconds.
 
 from typing import NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
+
+IMAGE_DTYPES = ["uint8", "uint16", "int8", "int16", "int32", "int64", "float16", "bfloat16", "float32", "float64"]
 
 
 class Samples(NamedTuple):
@@ -156,6 +159,14 @@ def cotangents(crops_bar, image, boxes, box_indices, method="bilinear", align_co
         x1, x2 = ((by_column * by_edge).sum(1) for by_edge in (columns.by_start, columns.by_stop))
         boxes_bar = np.stack([y1, x1, y2, x2], axis=1)
     return Cotangents(image_bar, boxes_bar, np.where(inside, 0, crops_bar).sum((0, 1, 2)))
+
+
+def random_image(rng, shape, dtype):
+    """Over all of an integer type's range; from -1 to 1 in a floating one."""
+    if np.issubdtype(dtype, np.integer):
+        info = np.iinfo(dtype)
+        return rng.integers(info.min, info.max, shape, dtype, endpoint=True)
+    return rng.uniform(-1, 1, shape).astype(jnp.dtype(dtype))
 
 
 def misleading_boxes(rng, n_boxes, size, crop_size, dtype=np.float32):

@@ -21,6 +21,11 @@ CASES = {
     "image of rank 5": ({"image": np.ones((1, 3, 6, 9, 2))}, ValueError, ["image", "(1, 3, 6, 9, 2)", "[B, H, W, C]"]),
     "image without height": ({"image": np.ones((3, 0, 9, 2))}, ValueError, ["image", "(3, 0, 9, 2)", "one pixel"]),
     "image without width": ({"image": np.ones((3, 6, 0, 2))}, ValueError, ["image", "(3, 6, 0, 2)", "one pixel"]),
+    "image of too long rows": (
+        {"image": np.broadcast_to(np.uint8(0), (1, 1, 2**30, 2))},
+        ValueError,
+        ["image", str(2**30), "fewer than 2^31 values in a row"],
+    ),
     "complex image": ({"image": np.ones((3, 6, 9, 2), np.complex64)}, TypeError, ["image", "complex64", "floating"]),
     "boolean image": ({"image": np.ones((3, 6, 9, 2), bool)}, TypeError, ["image", "bool", "integer"]),
     "image that is none": ({"image": "photo.png"}, TypeError, ["image", "integer or floating"]),

@@ -57,7 +57,8 @@ def crop_and_resize(
         outside, and of ``"nearest"``, 0.
 
     Raises:
-        TypeError, ValueError: while tracing, for an argument of the wrong type, shape or value.
+        TypeError, ValueError: while tracing, for an argument of the wrong type, shape or value. Under
+            `jax.experimental.checkify`, also an index outside ``[0, B)`` and a box that is not finite are errors.
 
     Examples:
         >>> import jax.numpy as jnp

@@ -79,7 +79,8 @@ def roi_align(
         clamped to the border.
 
     Raises:
-        TypeError, ValueError: while tracing, for an argument of the wrong type, shape or value.
+        TypeError, ValueError: while tracing, for an argument of the wrong type, shape or value. Under
+            `jax.experimental.checkify`, also an index outside ``[0, B)`` and a box that is not finite are errors.
 
     Examples:
         >>> import jax.numpy as jnp
@@ -135,7 +136,8 @@ def multilevel_roi_align(
         As `roi_align` of each box on its level, to the last bit: one gather serves all levels.
 
     Raises:
-        TypeError, ValueError: while tracing, for an argument of the wrong type, shape or value.
+        TypeError, ValueError: while tracing, for an argument of the wrong type, shape or value. Under
+            `jax.experimental.checkify`, also an index outside ``[0, B)`` and a box that is not finite are errors.
 
     Examples:
         >>> import jax.numpy as jnp

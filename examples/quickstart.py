@@ -19,12 +19,12 @@ OUTSIDE = np.array([255.0, 200.0, 60.0])  # the colour of what is beyond the pho
 
 # [y1, x1, y2, x2] in pixels
 BOXES = {
-    "the whole photograph": [0, 0, 599, 511],
+    "whole photograph": [0, 0, 599, 511],
     "portrait": [55, 85, 375, 405],
-    "flipped: x2 < x1": [55, 405, 375, 85],
+    "flipped": [55, 405, 375, 85],
     "cap badge": [10, 192, 130, 332],
     "beyond the border": [-60, -60, 130, 130],
-    "a wide box is stretched": [475, 315, 540, 460],
+    "wide, stretched": [475, 315, 540, 460],
 }
 
 
@@ -54,7 +54,7 @@ def main(output: str) -> None:
 
 def draw(photo: np.ndarray, crops: np.ndarray, output: str) -> None:
     """The photograph with its boxes to the left, the crops to the right."""
-    figure = plt.figure(figsize=(12, 5.2), layout="constrained")
+    figure = plt.figure(figsize=(9, 4), layout="constrained")
     left, right = figure.subfigures(1, 2, width_ratios=[1.1, 2])
     axes = left.subplots()
     axes.imshow(photo)
@@ -64,13 +64,13 @@ def draw(photo: np.ndarray, crops: np.ndarray, output: str) -> None:
         right.subplots(2, 3).flat, BOXES.items(), crops, plt.get_cmap("Set1").colors, strict=False
     ):
         style = "--" if x2 < x1 else "-"  # drawn over the box that it flips
-        axes.plot([x1, x2, x2, x1, x1], [y1, y1, y2, y2, y1], color=colour, linewidth=2.5, linestyle=style)
+        axes.plot([x1, x2, x2, x1, x1], [y1, y1, y2, y2, y1], color=colour, linewidth=2, linestyle=style)
         place.imshow(crop.round().astype(np.uint8))
         place.set_title(title, fontsize=13)
         place.set(xticks=[], yticks=[])
         for spine in place.spines.values():
             spine.set(color=colour, linewidth=3, linestyle=style)
-    figure.savefig(output, dpi=100)
+    figure.savefig(output, dpi=140)
     plt.close(figure)
 
 

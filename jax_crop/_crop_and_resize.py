@@ -64,7 +64,8 @@ def crop_and_resize(
         >>> import jax.numpy as jnp
         >>> import jax_crop
         >>> image = jnp.arange(16.0).reshape(4, 4, 1)
-        >>> jax_crop.crop_and_resize(image, [[0, 0, 1, 1], [1, 0, 0, 1]], None, (2, 2))[..., 0]
+        >>> boxes = [[0, 0, 1, 1], [1, 0, 0, 1]]  # the whole image, and flipped
+        >>> jax_crop.crop_and_resize(image, boxes, None, (2, 2))[..., 0]
         Array([[[ 0.,  3.],
                 [12., 15.]],
         <BLANKLINE>
@@ -73,7 +74,7 @@ def crop_and_resize(
 
     Source:
         The operation is TensorFlow's CropAndResize
-        (https://www.tensorflow.org/api_docs/python/tf/raw_ops/CropAndResize), whose positional arguments these are.
+        (<https://www.tensorflow.org/api_docs/python/tf/raw_ops/CropAndResize>), whose positional arguments these are.
     """
     image = _arguments.image("image", image)
     boxes = _arguments.boxes(

@@ -86,7 +86,8 @@ def roi_align(
         >>> import jax.numpy as jnp
         >>> import jax_crop
         >>> features = jnp.arange(64.0).reshape(8, 8, 1)
-        >>> jax_crop.roi_align(features, [[0.0, 0.0, 64.0, 64.0]], None, (2, 2), spatial_scale=1 / 8)[0, ..., 0]
+        >>> box = [[0.0, 0.0, 64.0, 64.0]]
+        >>> jax_crop.roi_align(features, box, None, (2, 2), spatial_scale=1 / 8)[0, ..., 0]
         Array([[13.5, 17.5],
                [45.5, 49.5]], dtype=float32)
 

@@ -113,7 +113,8 @@ def derivatives() -> plt.Figure:
         crops = tf.image.crop_and_resize(image[None], boxes, np.zeros(len(pixels), np.int32), (1, 1))
     theirs = tape.gradient(crops, boxes).numpy()[:, [1, 3]].sum(axis=1) / last
 
-    figure, (upper, lower) = plt.subplots(2, 1, figsize=(9, 5.6), sharex=True, layout="constrained")
+    figure, (upper, lower) = plt.subplots(2, 1, figsize=(9, 5.8), sharex=True, layout="constrained")
+    figure.get_layout_engine().set(h_pad=0.1, w_pad=0.1)
     upper.set(title="the surface: the pixels of a row, and what is read between them", ylabel="value")
     lower.set(
         title="its slope: the derivative with respect to the position of a sample",

@@ -18,13 +18,10 @@ BOXES = np.array([[0.1, 0.2, 0.8, 0.9], [0, 0, 1, 1], [0.9, 1.3, -0.2, 0.4], [2,
 BOXES_OF_EACH = np.stack([BOXES, BOXES[::-1]])
 INDICES = np.array([0, 1, -1, 1], np.int32)
 
-MODES = {
-    "rank_promotion": {"jax_numpy_rank_promotion": "raise"},
-    "dtype_promotion": {"jax_numpy_dtype_promotion": "strict"},
-    "debug_nans": {"jax_debug_nans": True},
-    "debug_infs": {"jax_debug_infs": True},
-    "tracer_leaks": {"jax_check_tracer_leaks": True},
-    "enable_checks": {"jax_enable_checks": True},
+MODES = {  # those that can only raise errors in pairs
+    "promotion": {"jax_numpy_rank_promotion": "raise", "jax_numpy_dtype_promotion": "strict"},
+    "debug": {"jax_debug_nans": True, "jax_debug_infs": True},
+    "checks": {"jax_enable_checks": True, "jax_check_tracer_leaks": True},
     "disable_jit": {"jax_disable_jit": True},
     "x64": {"jax_enable_x64": True},
 }

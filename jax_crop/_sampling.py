@@ -378,8 +378,14 @@ def _in_strips(
 
 def _strip_shape(count: int, height: int, most: int) -> tuple[int, int]:
     """How many boxes, and how many rows of each, make a strip: at most that many rows, if equal strips allow it."""
-    boxes = 1
-    if isinstance(count, int):  # a symbolic count has no divisors
-        boxes = max(n for n in range(1, min(max(most // height, 8), max(most, 1), count) + 1) if count % n == 0)
-    rows = max(n for n in range(1, height + 1) if height % n == 0 and (n <= most // boxes or n == 1))
-    return boxes, rows
+    if not isinstance(count, int):  # a symbolic number has no divisors
+        return 1, _divisor(height, most)
+    # Rows of one box lie together. But devices that may share the boxes have an equal part of each strip.
+    devices = math.gcd(count, jax.device_count())
+    rows = _divisor(height, most // devices)
+    return devices * _divisor(count // devices, most // devices // rows), rows
+
+
+def _divisor(number: int, most: int) -> int:
+    """The largest divisor up to a limit; at least 1."""
+    return max(n for n in range(1, number + 1) if number % n == 0 and n <= max(most, 1))

@@ -37,6 +37,13 @@ def jax_config(**options):
             jax.config.update(name, value)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def compiled_programs():
+    """Those of one file of tests at a time: all of them together fill gigabytes."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
 def x64():
     with jax_config(jax_enable_x64=True):

@@ -68,9 +68,12 @@ def test_cotangents(size, crop_size, align_corners):
     assert_as_reference(found, crops_bar, image, boxes, indices, align_corners=align_corners)
 
 
+@pytest.mark.parametrize("devices", [1, 8])
 @pytest.mark.parametrize("boxes", [30, 7])
-def test_cotangents_of_large_crops(boxes):
-    """More than a CPU takes at once: of the image a few rows of a box, of the boxes a few of many."""
+def test_cotangents_of_large_crops(monkeypatch, boxes, devices):
+    """More than a CPU takes at once: a few rows of a box, or of many, so that each device has one."""
+    monkeypatch.setattr(jax, "device_count", lambda: devices)
+    jax.clear_caches()
     crops_bar, image, edges, indices = random_case((30, 41), (64, 48), channels=8, boxes=boxes)
     found = pull_back(crops_bar, image, edges, indices, (64, 48), np.zeros(8, np.float32))
     assert_as_reference(found, crops_bar, image, edges, indices)

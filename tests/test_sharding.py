@@ -140,3 +140,15 @@ def test_a_fill_and_images_that_are_not_sharded_alike(operation):
             result = jax.jit(operation)(*arguments)
             assert jax.typeof(result).sharding.spec == P("data", None, None, None, None)
             assert_equals_one_device(result, operation, None, "batch")
+
+
+@pytest.mark.parametrize(("argument", "expected"), [(None, NOTHING), (0, ONE_SUM), (1, NOTHING)])
+def test_communication_of_many_channels(argument, expected):
+    """A CPU takes few boxes of so many channels at once: no fewer than there are devices."""
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    images = jax.device_put(RNG.standard_normal((1, 9, 9, 512), dtype=np.float32), NamedSharding(mesh, P()))
+    boxes, indices = jax.device_put(
+        (RNG.uniform(0, 1, (72, 4)).astype(np.float32), np.zeros(72, np.int32)), NamedSharding(mesh, P("data"))
+    )
+    function = crop if argument is None else gradient(crop, argument)
+    assert compiled_and_its_collectives(function, (images, boxes, indices))[1] == expected

@@ -18,7 +18,7 @@ BOXES = np.array([[0.1, 0.2, 0.8, 0.9], [0, 0, 1, 1], [0.9, 1.3, -0.2, 0.4], [2,
 BOXES_OF_EACH = np.stack([BOXES, BOXES[::-1]])
 INDICES = np.array([0, 1, -1, 1], np.int32)
 
-MODES = {  # those that can only raise errors in pairs
+MODES = {  # in pairs where each can only raise errors: who passes under both passes under each
     "promotion": {"jax_numpy_rank_promotion": "raise", "jax_numpy_dtype_promotion": "strict"},
     "debug": {"jax_debug_nans": True, "jax_debug_infs": True},
     "checks": {"jax_enable_checks": True, "jax_check_tracer_leaks": True},

@@ -114,13 +114,9 @@ def positive(name: str, value: float) -> float:
 
 def sampling_ratio(ratio: int, most: int | None) -> int:
     """How many samples a bin has along each axis, at most."""
-    given = {"sampling_ratio": ratio} | ({} if most is None else {"max_sampling_ratio": most})
-    for name, value in given.items():
-        if not isinstance(value, int | np.integer):
-            raise TypeError(f"{name} must be a whole number, known while tracing, got {value!r}")
-        if value < 0:
-            hint = ": adaptive sampling is 0 here, with a max_sampling_ratio" if value == -1 else ""
-            raise ValueError(f"{name} must be a whole number, known while tracing, got {value!r}{hint}")
+    _natural("sampling_ratio", ratio)
+    if most is not None:
+        _natural("max_sampling_ratio", most)
     if ratio == 0 and not most:
         raise ValueError(
             "sampling_ratio=0 takes as many samples as a bin has pixels, whose largest number must be known while "
@@ -129,6 +125,14 @@ def sampling_ratio(ratio: int, most: int | None) -> int:
     if ratio and most is not None:
         raise ValueError(f"max_sampling_ratio goes with sampling_ratio=0 only, got sampling_ratio={ratio}")
     return int(ratio or most or 0)
+
+
+def _natural(name: str, value: int) -> None:
+    if not isinstance(value, int | np.integer):
+        raise TypeError(f"{name} must be a whole number, known while tracing, got {value!r}")
+    if value < 0:
+        hint = ": adaptive sampling is 0 here, with a max_sampling_ratio" if value == -1 else ""
+        raise ValueError(f"{name} must be a whole number, known while tracing, got {value!r}{hint}")
 
 
 def pyramid(name: str, values: Sequence[ArrayLike]) -> tuple[Values, ...]:

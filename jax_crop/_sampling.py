@@ -106,15 +106,13 @@ def _sample_jvp(scheme: Scheme, primals: tuple[Any, ...], tangents: tuple[Any, .
         None if isinstance(dot, SymbolicZero) else dot  # only what has a tangent is computed
         for dot in (tangents[0], tangents[1].fraction, tangents[2].fraction, tangents[3])
     )
-    # Within `jax.shard_map` an array differs between devices or does not: the loops need one that does if any does.
-    rows = rows._replace(index=lax.optimization_barrier((rows.index, image))[0])
+    rows = rows._replace(index=_varying_with(image, rows.index))
     crops_dot = jnp.zeros((), scheme.compute)
     if image_dot is not None:
         image_dot = image_dot.astype(scheme.compute)  # so that its cotangent is summed in the type of interpolation
         if image.shape[2] < 16:  # many channels may be sharded, which a reshape would undo
             image_dot = image_dot.reshape(image.shape[0], -1, 1)
-        # If it differs between devices from here, its cotangents are summed over them once, after the last strip.
-        image_dot, _ = lax.optimization_barrier((image_dot, rows.index))
+        image_dot = _varying_with(rows.index, image_dot)  # whose cotangents are summed once, after the last strip
         tables = (_taps(scheme.taps[0], rows), _taps(scheme.taps[1], columns), share)
         tangent = functools.partial(_image_tangent, scheme, image.shape[2])
         floats = math.prod(scheme.taps) * image.shape[2]
@@ -193,21 +191,24 @@ def _windows(array: Array, starts: tuple[Array, Array], shape: tuple[int, ...]) 
 
 def _apart(function: Callable[..., Any], *arguments: Any) -> Any:
     """``function(*arguments)``; on a CPU as a call that is not inlined: arguments and result are in memory."""
-
-    def on_cpu(*arguments: Any) -> Any:
-        with set_xla_metadata(inlineable="false"):
-            return jax.jit(function)(*arguments)
-
-    return lax.platform_dependent(*arguments, cpu=on_cpu, default=function)
+    return lax.platform_dependent(*arguments, cpu=functools.partial(_call, function), default=function)
 
 
 def _in_memory(tables: Any) -> Any:
     """The same tables; on a CPU in memory."""
+    same = functools.partial(jax.tree.map, lax.optimization_barrier)  # JAX would skip a call that does nothing
+    return lax.platform_dependent(tables, cpu=functools.partial(_call, same), default=lambda tables: tables)
 
-    def on_cpu(tables: Any) -> Any:
-        return _apart(functools.partial(jax.tree.map, lax.optimization_barrier), tables)
 
-    return lax.platform_dependent(tables, cpu=on_cpu, default=lambda tables: tables)
+def _call(function: Callable[..., Any], *arguments: Any) -> Any:
+    """``function(*arguments)`` as a call that XLA does not inline."""
+    with set_xla_metadata(inlineable="false"):
+        return jax.jit(function)(*arguments)
+
+
+def _varying_with(other: Array, array: Array) -> Array:
+    """The array; within `jax.shard_map` of a type that differs between devices if another's does, as loops need it."""
+    return lax.optimization_barrier((array, other))[0]
 
 
 @functools.partial(jax.checkpoint, static_argnums=0)  # keeps no mask for the backward pass
@@ -364,7 +365,7 @@ def _in_strips(
 
         # Zeros that are linear in what the tangent is linear in: plain ones would be kept for the backward pass.
         zero = jnp.where(False, dot, 0)[(slice(1),) * dot.ndim].reshape(())
-        zero, _ = lax.optimization_barrier((zero, jax.tree.leaves(rows)[0]))  # differ between devices if those do
+        zero = _varying_with(jax.tree.leaves(rows)[0], zero)
         crops = jnp.broadcast_to(zero, (strip_boxes, count // strip_boxes * height, width, channels))
         places = jnp.arange(crops.shape[1] // strip_rows, dtype=jnp.int32)
         # Last strip first, so that the transpose reads its cotangent from first to last, as processors expect.

@@ -91,7 +91,7 @@ def crop_and_resize(
     return in_form(crop, (image,), boxes, box_indices, fill)
 
 
-@functools.partial(jax.jit, static_argnames=("crop_size", "method", "align_corners", "dtype", "at_once"))
+@functools.partial(jax.jit, static_argnames=("crop_size", "method", "align_corners", "dtype"))
 def _crop(
     images: tuple[Array],
     boxes: Array,
@@ -102,7 +102,6 @@ def _crop(
     method: str,
     align_corners: bool,
     dtype: Any,
-    at_once: int = 1,
 ) -> Array:
     """One ``[B, H, W, C]``, ``[N, 4]`` and ``[N]`` (or None: all of the first image) to ``[N, *crop_size, C]``."""
     (image,) = images
@@ -118,5 +117,5 @@ def _crop(
     if box_indices is not None:
         rows = _geometry.of_items(rows, box_indices, batch, height)
     taps = (1, 1) if method == "nearest" else (min(height, 2), min(width, 2))
-    scheme = Scheme(taps=taps, samples=(1, 1), dtype=dtype, at_once=at_once)
+    scheme = Scheme(taps=taps, samples=(1, 1), dtype=dtype)
     return sample(scheme, image.reshape(-1, width, channels), rows, columns, fill, jnp.ones(boxes.shape[0], compute))

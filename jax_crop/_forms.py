@@ -24,7 +24,7 @@ def in_form(
 
     Args:
         crop: of ``(images, boxes, box_indices, fill)`` to ``[N, h, w, C]``; without indices all boxes are of the first
-            image, and ``at_once`` says how many such calls are made at once.
+            image.
         images: ``[B, H, W, C]`` each or ``[H, W, C]`` each.
         boxes: ``[N, 4]`` or ``[B, N, 4]``.
         box_indices: ``[N]`` or None.
@@ -42,10 +42,8 @@ def _of_each_image(crop: Callable[..., Array]) -> Callable[..., Array]:
     """The crop of one image ``[H, W, C]`` and boxes ``[N, 4]``, or of a batch and boxes ``[B, N, 4]``."""
 
     def crop_of_each(images: tuple[Values, ...], boxes: Values, _: None, fill: Values | None) -> Array:
-        batch = boxes.shape[0] if boxes.ndim == 3 and isinstance(boxes.shape[0], int) else 1  # it may be symbolic
-
         def crop_of_one(images: tuple[Values, ...], boxes: Values) -> Array:
-            return crop(tuple(image[None] for image in images), boxes, None, fill, at_once=batch)
+            return crop(tuple(image[None] for image in images), boxes, None, fill)
 
         return crop_of_one(images, boxes) if boxes.ndim == 2 else jax.vmap(crop_of_one)(images, boxes)
 

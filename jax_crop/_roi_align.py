@@ -175,10 +175,8 @@ def _checked_pool(
     return in_form(functools.partial(_pool, pooling=pooling), maps, boxes, box_indices, None)
 
 
-@functools.partial(jax.jit, static_argnames=("pooling", "at_once"))
-def _pool(
-    maps: tuple[Array, ...], boxes: Array, box_indices: Array | None, fill: None, *, pooling: Pooling, at_once: int = 1
-) -> Array:
+@functools.partial(jax.jit, static_argnames=("pooling",))
+def _pool(maps: tuple[Array, ...], boxes: Array, box_indices: Array | None, fill: None, *, pooling: Pooling) -> Array:
     """``[B, H, W, C]`` each, ``[N, 4]`` and ``[N]`` (or None: all of the first image) to ``[N, *size, C]``."""
     batch, *_, channels = maps[0].shape
     dtype = maps[0].dtype if jnp.issubdtype(maps[0].dtype, jnp.floating) else jnp.dtype(jnp.float32)
@@ -204,7 +202,7 @@ def _pool(
         rows = _geometry.of_items(rows, box_indices, batch, height)
     rows = rows._replace(index=rows.index + _of_level(level, first_rows[:-1].astype(np.int32)))
 
-    scheme = Scheme((min(max(heights), 2), min(widest, 2)), (pooling.samples, pooling.samples), dtype, at_once)
+    scheme = Scheme((min(max(heights), 2), min(widest, 2)), (pooling.samples, pooling.samples), dtype)
     share = jnp.broadcast_to(1 / jnp.asarray(down * across, compute), boxes.shape[0])
     return sample(scheme, jnp.concatenate(stacked), rows, columns, jnp.zeros(channels, compute), share)
 

@@ -78,7 +78,7 @@ def on_one_device(operation, argument, layout):
 
 def assert_equals_one_device(result, operation, argument, layout):
     expected = on_one_device(operation, argument, layout)
-    tolerance = 0 if argument is None else 1e-6 * np.abs(expected).max()
+    tolerance = 0 if argument is None else 2e-6 * np.abs(expected).max()  # sums of another order
     np.testing.assert_allclose(result, expected, rtol=0, atol=tolerance)
 
 
@@ -124,13 +124,6 @@ def test_type_of_the_result_on_an_explicit_mesh(operation):
 
 
 @OPERATIONS
-def test_gradients_are_taken_in_strips(operation):
-    """Otherwise the tests above would not see what the loop over strips communicates."""
-    program = jax.jit(gradient(operation, 0)).lower(*arguments_of("boxes")[0]).compile().as_text()
-    assert re.search(r" while\(", program)
-
-
-@OPERATIONS
 def test_a_fill_and_images_that_are_not_sharded_alike(operation):
     """On an Explicit mesh the boxes, or else the images, say where the batch is; a replicated one is cut to fit."""
     mesh = mesh_of("batch", AxisType.Explicit)
@@ -140,15 +133,3 @@ def test_a_fill_and_images_that_are_not_sharded_alike(operation):
             result = jax.jit(operation)(*arguments)
             assert jax.typeof(result).sharding.spec == P("data", None, None, None, None)
             assert_equals_one_device(result, operation, None, "batch")
-
-
-@pytest.mark.parametrize(("argument", "expected"), [(None, NOTHING), (0, ONE_SUM), (1, NOTHING)])
-def test_communication_of_many_channels(argument, expected):
-    """A CPU takes few boxes of so many channels at once: no fewer than there are devices."""
-    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
-    images = jax.device_put(RNG.standard_normal((1, 9, 9, 512), dtype=np.float32), NamedSharding(mesh, P()))
-    boxes, indices = jax.device_put(
-        (RNG.uniform(0, 1, (72, 4)).astype(np.float32), np.zeros(72, np.int32)), NamedSharding(mesh, P("data"))
-    )
-    function = crop if argument is None else gradient(crop, argument)
-    assert compiled_and_its_collectives(function, (images, boxes, indices))[1] == expected

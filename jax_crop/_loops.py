@@ -42,7 +42,7 @@ def image_cotangent(shape: tuple[int, ...], crops: Array, rows: Taps, columns: T
     """
     window = _merged((rows.weights.shape[2], columns.weights.shape[2], shape[2]))
 
-    def cotangent(crops: Array, rows: _Table, columns: _Table) -> Array:
+    def cotangent(image: Array, crops: Array, rows: _Table, columns: _Table) -> Array:
         def add_row(n: Array, i: Array, row: _Table, columns: _Table, image: Array) -> Array:
             crop, inside = _row_of_samples(crops, n, i, row, columns, rows)
             crop = _only(inside[:, None], crop)
@@ -64,9 +64,11 @@ def image_cotangent(shape: tuple[int, ...], crops: Array, rows: Taps, columns: T
 
             return _loop(own_rows.places.shape[0], add, image)
 
-        return _loop(crops.shape[0], add_box, _zeros(_merged(shape), rows, crops)).reshape(shape)
+        return _loop(crops.shape[0], add_box, image).reshape(shape)
 
-    return _small(cotangent, crops, _table(rows), _table(columns, shape))
+    tables = _table(rows), _table(columns, shape)
+    zeros = _zeros(_merged(shape), tables[0], crops)  # set by all threads, each of which is the first to use its pages
+    return _small(cotangent, zeros, crops, *tables)
 
 
 def box_cotangent(crops: Array, image: Array, rows: Taps, columns: Taps) -> tuple[Array, Array]:

@@ -43,8 +43,10 @@ def image_cotangent(shape: tuple[int, ...], crops: Array, rows: Taps, columns: T
     window = _merged((rows.weights.shape[2], columns.weights.shape[2], shape[2]))
 
     def cotangent(image: Array, crops: Array, rows: _Table, columns: _Table) -> Array:
+        height = rows.places.shape[1]
+
         def add_row(n: Array, i: Array, row: _Table, columns: _Table, image: Array) -> Array:
-            crop, inside = _row_of_samples(crops, n, i, row, columns, rows)
+            crop, inside = _row_of_samples(crops, n, i, height, row, columns)
             crop = _only(inside[:, None], crop)
 
             def add_sample(j: Array, image: Array) -> Array:
@@ -62,7 +64,7 @@ def image_cotangent(shape: tuple[int, ...], crops: Array, rows: Taps, columns: T
             def add(i: Array, image: Array) -> Array:
                 return add_row(n, i, _at(own_rows, i), own_columns, image)
 
-            return _loop(own_rows.places.shape[0], add, image)
+            return _loop(height, add, image)
 
         return _loop(crops.shape[0], add_box, image).reshape(shape)
 
@@ -91,7 +93,7 @@ def box_cotangent(crops: Array, image: Array, rows: Taps, columns: Taps) -> tupl
         (boxes, height, _), width = rows.places.shape, columns.places.shape[1]
 
         def add_row(n: Array, i: Array, row: _Table, columns: _Table, sums: tuple[Array, Array]) -> tuple[Array, Array]:
-            crop, inside = _row_of_samples(crops, n, i, row, columns, rows)
+            crop, inside = _row_of_samples(crops, n, i, height, row, columns)
 
             def add_sample(j: Array, sums: tuple[Array, Array]) -> tuple[Array, Array]:
                 row_sum, column_sums = sums
@@ -156,14 +158,12 @@ def _start(row: _Table, column: _Table, image: Array) -> tuple[Any, ...]:
     return (row.places[0], column.places[0], 0)[: image.ndim]
 
 
-def _row_of_samples(
-    crops: Array, n: Array, i: Array, row: _Table, columns: _Table, rows: _Table
-) -> tuple[Array, Array]:
-    """The cotangents of a row's samples, ``[w * samples, C]``, and which are inside."""
-    _, height, width, channels = crops.shape
-    down, across = rows.places.shape[1] // height, columns.places.shape[0] // width
+def _row_of_samples(crops: Array, n: Array, i: Array, height: int, row: _Table, columns: _Table) -> tuple[Array, Array]:
+    """The cotangents of the samples of one of ``height`` rows of a box, ``[w * samples, C]``, and which are inside."""
+    _, bins, width, channels = crops.shape
+    down, across = height // bins, columns.places.shape[0] // width
     of_bins = _take(crops, (n, lax.div(i, jnp.int32(down)), 0, 0), (1, 1, width, channels))
-    of_bins = of_bins.astype(rows.weights.dtype).reshape(width, 1, channels)
+    of_bins = of_bins.astype(row.weights.dtype).reshape(width, 1, channels)
     of_samples = jnp.broadcast_to(of_bins, (width, across, channels)).reshape(-1, channels)
     return of_samples, (row.places[1] & columns.places[:, 1]) != 0
 

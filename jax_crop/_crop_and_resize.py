@@ -10,7 +10,7 @@ from jax.typing import ArrayLike, DTypeLike
 
 from jax_crop import _arguments, _geometry
 from jax_crop._forms import in_form
-from jax_crop._sampling import Scheme, float_of, sample
+from jax_crop._sampling import Samples, Scheme, float_of, sample
 
 
 def crop_and_resize(
@@ -117,5 +117,6 @@ def _crop(
     if box_indices is not None:
         rows = _geometry.of_items(rows, box_indices, batch, height)
     taps = (1, 1) if method == "nearest" else (min(height, 2), min(width, 2))
-    scheme = Scheme(taps=taps, samples=(1, 1), dtype=dtype)
-    return sample(scheme, image.reshape(-1, width, channels), rows, columns, fill, jnp.ones(boxes.shape[0], compute))
+    scheme = Scheme(taps=(taps,), samples=(1, 1), dtype=dtype)
+    samples = Samples(rows, columns, level=None, share=jnp.ones(boxes.shape[0], compute))
+    return sample(scheme, (image.reshape(-1, width, channels),), samples, fill)

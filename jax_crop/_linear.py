@@ -1,4 +1,4 @@
-"""Linear maps whose transpose on a CPU is a program of their own.
+"""Linear maps that on a CPU, or whose transpose there, are programs of their own.
 
 The transpose that JAX derives is right everywhere, and fast where thousands of threads add at once. A CPU has a faster
 program for the same sums. JAX's `linear_call` would take it, but can neither be differentiated again nor batched.
@@ -29,14 +29,22 @@ class Map(NamedTuple):
     on_cpu: Callable[[Arrays, Arrays], Arrays] | None = None
 
 
-def linear(formula: Callable[..., Array], transpose_on_cpu: Callable[..., Any], inputs: Any, tables: Any) -> Array:
+def linear(
+    formula: Callable[..., Array],
+    inputs: Any,
+    tables: Any,
+    *,
+    on_cpu: Callable[..., Array] | None = None,
+    transpose_on_cpu: Callable[..., Any] | None = None,
+) -> Array:
     """``formula(inputs, tables)``, differentiable to any order.
 
     Args:
         formula: linear in the inputs, and what JAX can differentiate.
-        transpose_on_cpu: ``(cotangent, tables)`` to the cotangents of the inputs; need not be differentiable.
         inputs: a tree of arrays.
         tables: a tree of arrays.
+        on_cpu: another program for the formula, which need not be differentiable.
+        transpose_on_cpu: likewise for its transpose, ``(cotangent, tables)`` to the cotangents of the inputs.
     """
     leaves, tree = jax.tree.flatten(inputs)
     table_leaves, table_tree = jax.tree.flatten(tables)
@@ -44,17 +52,20 @@ def linear(formula: Callable[..., Array], transpose_on_cpu: Callable[..., Any], 
     leaves = lax.optimization_barrier([*leaves, *table_leaves])[: len(leaves)]
     types = jax.eval_shape(lambda: jax.tree.unflatten(tree, leaves))
 
-    def forward(leaves: Arrays, table_leaves: Arrays) -> Arrays:
-        return [formula(jax.tree.unflatten(tree, leaves), jax.tree.unflatten(table_tree, table_leaves))]
+    def forward(program: Callable[..., Array], leaves: Arrays, table_leaves: Arrays) -> Arrays:
+        return [program(jax.tree.unflatten(tree, leaves), jax.tree.unflatten(table_tree, table_leaves))]
 
     def transposed(cotangents: Arrays, table_leaves: Arrays) -> Arrays:
         tables = jax.tree.unflatten(table_tree, table_leaves)
         return jax.tree.leaves(jax.linear_transpose(lambda inputs: formula(inputs, tables), types)(*cotangents))
 
-    def transposed_on_cpu(cotangents: Arrays, table_leaves: Arrays) -> Arrays:
-        return jax.tree.leaves(transpose_on_cpu(*cotangents, jax.tree.unflatten(table_tree, table_leaves)))
+    def transposed_by(program: Callable[..., Any], cotangents: Arrays, table_leaves: Arrays) -> Arrays:
+        return jax.tree.leaves(program(*cotangents, jax.tree.unflatten(table_tree, table_leaves)))
 
-    maps = {"map_": Map(forward), "transpose": Map(transposed, transposed_on_cpu)}
+    maps = {
+        "map_": Map(functools.partial(forward, formula), on_cpu and functools.partial(forward, on_cpu)),
+        "transpose": Map(transposed, transpose_on_cpu and functools.partial(transposed_by, transpose_on_cpu)),
+    }
     (output,) = _linear_p.bind(*leaves, *table_leaves, count=len(leaves), **maps)
     return output
 

@@ -15,7 +15,7 @@ from jax_crop import _arguments, _exact, _geometry
 from jax_crop._exact import Integers
 from jax_crop._forms import in_form
 from jax_crop._geometry import Axis
-from jax_crop._sampling import Scheme, float_of, sample
+from jax_crop._sampling import Samples, Scheme, float_of, sample
 from jax_crop.boxes import assign_levels
 
 
@@ -184,12 +184,6 @@ def _pool(maps: tuple[Array, ...], boxes: Array, box_indices: Array | None, fill
     if 0 in (batch, channels, boxes.shape[0]):  # nothing to gather from or to
         return jnp.zeros((boxes.shape[0], *pooling.size, channels), dtype)
 
-    # The levels stand one below the other, each as wide as the widest, so that one gather serves them all.
-    widest = max(m.shape[2] for m in maps)
-    stacked = [
-        jnp.pad(m, ((0, 0), (0, 0), (0, widest - m.shape[2]), (0, 0))).reshape(-1, widest, channels) for m in maps
-    ]
-    first_rows = np.cumsum([0, *(rows.shape[0] for rows in stacked)])
     heights, widths = ([m.shape[axis] for m in maps] for axis in (1, 2))
     level = _levels(boxes, pooling)
 
@@ -200,11 +194,12 @@ def _pool(maps: tuple[Array, ...], boxes: Array, box_indices: Array | None, fill
     columns, across = _bins(boxes[:, 1], boxes[:, 3], width, pooling.size[1], pooling, compute)
     if box_indices is not None:
         rows = _geometry.of_items(rows, box_indices, batch, height)
-    rows = rows._replace(index=rows.index + _of_level(level, first_rows[:-1].astype(np.int32)))
 
-    scheme = Scheme((min(max(heights), 2), min(widest, 2)), (pooling.samples, pooling.samples), dtype)
+    taps = tuple((min(rows, 2), min(columns, 2)) for rows, columns in zip(heights, widths, strict=True))
+    scheme = Scheme(taps, (pooling.samples, pooling.samples), dtype)
     share = jnp.broadcast_to(1 / jnp.asarray(down * across, compute), boxes.shape[0])
-    return sample(scheme, jnp.concatenate(stacked), rows, columns, jnp.zeros(channels, compute), share)
+    images = tuple(m.reshape(-1, *m.shape[2:]) for m in maps)
+    return sample(scheme, images, Samples(rows, columns, level, share), jnp.zeros(channels, compute))
 
 
 def _levels(boxes: Array, pooling: Pooling) -> Array | None:

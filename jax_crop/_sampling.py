@@ -9,18 +9,19 @@ the transposes are loops from sample to sample instead (`_loops.py`).
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 from jax.custom_derivatives import SymbolicZero
 from jax.experimental.xla_metadata import set_xla_metadata
 
 from jax_crop._geometry import Axis
 from jax_crop._linear import linear
-from jax_crop._loops import Taps, box_cotangent, image_cotangent
+from jax_crop._loops import Taps, box_cotangent, image_cotangent, with_crops
 
 
 def float_of(*dtypes: Any) -> Any:
@@ -32,14 +33,20 @@ class Scheme(NamedTuple):
     """What is known of crops before their data is.
 
     Attributes:
-        taps: how many pixels a sample weighs along (rows, columns): 2 for linear interpolation, else 1.
+        taps: of each image, how many pixels a sample weighs along (rows, columns): 2 for linear interpolation, else 1.
         samples: how many samples an output pixel sums along (rows, columns): 1 but for pooling.
         dtype: of the crops.
     """
 
-    taps: tuple[int, int]
+    taps: tuple[tuple[int, int], ...]
     samples: tuple[int, int]
     dtype: Any
+
+    @property
+    def most_taps(self) -> tuple[int, int]:
+        """Of any image."""
+        rows, columns = zip(*self.taps, strict=True)
+        return max(rows), max(columns)
 
     @property
     def compute(self) -> Any:
@@ -58,60 +65,114 @@ class Neighbours(NamedTuple):
     inside: Array
 
 
+class Samples(NamedTuple):
+    """Where samples are taken.
+
+    Attributes:
+        rows: ``[N, h * samples]``, of the image that the box belongs to.
+        columns: ``[N, w * samples]``.
+        level: ``[N]``, which of several images that is; None if there is one.
+        share: ``[N]``, what each of several samples of an output pixel counts.
+    """
+
+    rows: Axis
+    columns: Axis
+    level: Array | None
+    share: Array
+
+
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def sample(scheme: Scheme, image: Array, rows: Axis, columns: Axis, fill: Array, share: Array) -> Array:
-    """Crops of an image.
+def sample(scheme: Scheme, images: tuple[Array, ...], samples: Samples, fill: Array) -> Array:
+    """Crops of an image, or of several: each box of one of them.
 
     Args:
         scheme: see `Scheme`.
-        image: ``[R, W, C]``, any real type; the rows of all images of a batch follow each other.
-        rows: the samples along rows, ``[N, h * samples]``.
-        columns: the samples along columns, ``[N, w * samples]``.
-        fill: ``[C]``, the value of a sample outside.
-        share: ``[N]``, what each of several samples of an output pixel counts.
+        images: ``[R, W, C]`` each, any real type; the rows of all images of a batch follow each other.
+        samples: see `Samples`.
+        fill: ``[C]``, the value of a sample outside; 0 if there are several images.
 
     Returns:
-        ``[N, h, w, C]`` in the scheme's dtype, differentiable in image, fractions and fill.
+        ``[N, h, w, C]`` in the scheme's dtype, differentiable in images, fractions and fill.
     """
-    neighbours = _neighbours(scheme.taps[0], rows), _neighbours(scheme.taps[1], columns)
+    if len(images) == 1:
+        return _crops(scheme, images, (samples, fill))
+    return linear(
+        functools.partial(_crops, scheme), images, (samples, fill), on_cpu=functools.partial(_crops_in_turn, scheme)
+    )
+
+
+@functools.partial(sample.defjvp, symbolic_zeros=True)
+def _sample_jvp(scheme: Scheme, primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Array, Array]:
+    images, samples, _ = primals
+    images_dot, samples_dot, fill_dot = tangents
+    axes = samples.rows, samples.columns
+    fractions_dot = samples_dot.rows.fraction, samples_dot.columns.fraction
+    crops_dot = jnp.zeros((), scheme.dtype)
+    if _moves(images_dot):  # only what has a tangent is computed
+        crops_dot += linear(
+            functools.partial(_image_tangent, scheme),
+            _dense(images_dot, images),
+            samples,
+            transpose_on_cpu=functools.partial(_image_cotangent, scheme, jax.eval_shape(lambda: images)),
+        )
+    if _moves(fractions_dot):
+        crops_dot += linear(
+            functools.partial(_box_tangent, scheme),
+            _dense(fractions_dot, [axis.fraction for axis in axes]),
+            (images, samples),
+            transpose_on_cpu=functools.partial(_box_cotangent, scheme),
+        )
+    if _moves([fill_dot]):
+        crops_dot += _fill_tangent(scheme, fill_dot, samples).astype(scheme.dtype)
+    crops = sample(scheme, *primals)
+    return crops, jnp.broadcast_to(crops_dot, crops.shape)
+
+
+def _moves(dots: Sequence[Any]) -> bool:
+    return not all(isinstance(dot, SymbolicZero) for dot in dots)
+
+
+def _dense(dots: Sequence[Any], primals: Sequence[Array]) -> list[Array]:
+    return [
+        jnp.zeros_like(primal) if isinstance(dot, SymbolicZero) else dot
+        for dot, primal in zip(dots, primals, strict=True)
+    ]
+
+
+def _crops(scheme: Scheme, images: Sequence[Array], tables: tuple[Samples, Array]) -> Array:
+    samples, fill = tables
+    image, samples = _stacked(images, samples)
+    taps = scheme.most_taps
+    neighbours = _neighbours(taps[0], samples.rows), _neighbours(taps[1], samples.columns)
     row_neighbours, column_neighbours = _in_memory(lax.optimization_barrier(neighbours))  # not anew for each channel
 
     def value(rows: Neighbours, columns: Neighbours) -> Array:
         return jnp.where(_inside(rows.inside, columns.inside), _interpolate(scheme, image, rows, columns), fill)
 
-    return _sum_of_samples(scheme, row_neighbours, column_neighbours, share, value).astype(scheme.dtype)
+    return _sum_of_samples(scheme, row_neighbours, column_neighbours, samples.share, value).astype(scheme.dtype)
 
 
-@functools.partial(sample.defjvp, symbolic_zeros=True)
-def _sample_jvp(scheme: Scheme, primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Array, Array]:
-    image, rows, columns, _, share = primals
-    image_dot, row_dot, column_dot, fill_dot = (
-        None if isinstance(dot, SymbolicZero) else dot  # only what has a tangent is computed
-        for dot in (tangents[0], tangents[1].fraction, tangents[2].fraction, tangents[3])
-    )
-    crops_dot = jnp.zeros((), scheme.dtype)
-    if image_dot is not None:
-        image_dot = image_dot.astype(scheme.compute)  # so that its cotangent is summed in the type of interpolation
-        crops_dot += linear(
-            functools.partial(_image_tangent, scheme),
-            functools.partial(_image_cotangent, scheme, image.shape),
-            image_dot,
-            (rows, columns, share),
-        )
-    if row_dot is not None or column_dot is not None:
-        crops_dot += linear(
-            functools.partial(_box_tangent, scheme),
-            functools.partial(_box_cotangent, scheme),
-            [
-                jnp.zeros_like(axis.fraction) if dot is None else dot
-                for axis, dot in ((rows, row_dot), (columns, column_dot))
-            ],
-            (image, rows, columns, share),
-        )
-    if fill_dot is not None:
-        crops_dot += _fill_tangent(scheme, fill_dot, rows, columns, share).astype(scheme.dtype)
-    crops = sample(scheme, *primals)
-    return crops, jnp.broadcast_to(crops_dot, crops.shape)
+def _crops_in_turn(scheme: Scheme, images: Sequence[Array], tables: tuple[Samples, Array]) -> Array:
+    """The same on a CPU, image after image: several side by side would be a copy of them all."""
+    samples, _ = tables
+    (boxes, height), (_, width) = samples.rows.index.shape, samples.columns.index.shape
+    down, across = scheme.samples
+    shape = (boxes, height // down, width // across, images[0].shape[2])
+    crops = jnp.zeros(shape, scheme.dtype)
+    for image, taps in zip(images, _taps_of_each(scheme, samples), strict=True):
+        crops = with_crops(crops, image, *taps, samples.share)
+    return crops
+
+
+def _stacked(images: Sequence[Array], samples: Samples) -> tuple[Array, Samples]:
+    """Images one below the other, each as wide as the widest, so that one gather serves them all."""
+    if len(images) == 1:
+        return images[0], samples
+    widest = max(image.shape[1] for image in images)
+    stacked = jnp.concatenate([jnp.pad(image, ((0, 0), (0, widest - image.shape[1]), (0, 0))) for image in images])
+    first_rows = np.cumsum([0, *(image.shape[0] for image in images[:-1])], dtype=np.int32)
+    index = samples.rows.index + jnp.asarray(first_rows)[samples.level][:, None]
+    return stacked, samples._replace(rows=samples.rows._replace(index=index))
 
 
 def _sum_of_samples(scheme: Scheme, rows: Any, columns: Any, share: Array, value: Callable[[Any, Any], Array]) -> Array:
@@ -188,62 +249,83 @@ def _call(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 @functools.partial(jax.checkpoint, static_argnums=0)  # keeps no mask for the backward pass
-def _fill_tangent(scheme: Scheme, fill_dot: Array, rows: Axis, columns: Axis, share: Array) -> Array:
+def _fill_tangent(scheme: Scheme, fill_dot: Array, samples: Samples) -> Array:
     """The tangent of crops, linear in the fill's."""
-    return _sum_of_samples(
-        scheme, rows.inside, columns.inside, share, lambda row, column: jnp.where(_inside(row, column), 0, fill_dot)
-    )
+
+    def value(row: Array, column: Array) -> Array:
+        return jnp.where(_inside(row, column), 0, fill_dot)
+
+    return _sum_of_samples(scheme, samples.rows.inside, samples.columns.inside, samples.share, value)
 
 
-def _taps(scheme: Scheme, rows: Axis, columns: Axis) -> tuple[Taps, Taps]:
-    def taps(count: int, axis: Axis) -> Taps:
+def _taps(taps: tuple[int, int], rows: Axis, columns: Axis) -> tuple[Taps, Taps]:
+    def along(count: int, axis: Axis) -> Taps:
         weights = jnp.stack([1 - axis.fraction, axis.fraction][:count], axis=-1)
         return Taps(axis.index, weights, axis.inside)
 
-    return taps(scheme.taps[0], rows), taps(scheme.taps[1], columns)
+    return along(taps[0], rows), along(taps[1], columns)
 
 
-def _image_tangent(scheme: Scheme, image_dot: Array, tables: tuple[Axis, Axis, Array]) -> Array:
-    """The tangent of crops, linear in the image's ``[R, W, C]``: its transpose is one scatter-add of windows."""
-    *axes, share = tables
-    rows, columns = _taps(scheme, *axes)
+def _taps_of_each(scheme: Scheme, samples: Samples) -> list[tuple[Taps, Taps]]:
+    """What the samples weigh of each image."""
+    of_each = []
+    for k, taps in enumerate(scheme.taps):
+        rows, columns = _taps(taps, samples.rows, samples.columns)
+        if samples.level is not None:
+            rows = rows._replace(inside=rows.inside & (samples.level == k)[:, None])
+        of_each.append((rows, columns))
+    return of_each
+
+
+def _image_tangent(scheme: Scheme, images_dot: Sequence[Array], samples: Samples) -> Array:
+    """The tangent of crops, linear in the images': its transpose is one scatter-add of windows."""
+    image_dot, samples = _stacked([image.astype(scheme.compute) for image in images_dot], samples)
+    rows, columns = _taps(scheme.most_taps, samples.rows, samples.columns)
     starts = rows.first[:, :, None], columns.first[:, None, :]
-    windows = _windows(image_dot, starts, (*scheme.taps, image_dot.shape[2]))
+    windows = _windows(image_dot, starts, (*scheme.most_taps, image_dot.shape[2]))
     weights = rows.weights[:, :, None, :, None] * columns.weights[:, None, :, None]
     tangent = jnp.sum(windows * weights[..., None], axis=(3, 4))
-    return _pool(scheme, jnp.where(_inside(rows.inside, columns.inside), tangent, 0), share)
+    return _pool(scheme, jnp.where(_inside(rows.inside, columns.inside), tangent, 0), samples.share)
 
 
-def _image_cotangent(scheme: Scheme, shape: tuple[int, ...], crops: Array, tables: tuple[Axis, Axis, Array]) -> Array:
+def _image_cotangent(scheme: Scheme, images: Sequence[Any], crops: Array, samples: Samples) -> list[Array]:
     """Its transpose on a CPU."""
-    *axes, share = tables
-    rows, columns = _taps(scheme, *axes)
-    if scheme.samples != (1, 1):
-        rows = rows._replace(weights=rows.weights * share[:, None, None])
-    return image_cotangent(shape, crops, rows, columns)
+
+    def of_image(image: Any, rows: Taps, columns: Taps) -> Array:
+        if scheme.samples != (1, 1):
+            rows = rows._replace(weights=rows.weights * samples.share[:, None, None])
+        return image_cotangent(image, crops, rows, columns)
+
+    return [of_image(image, *taps) for image, taps in zip(images, _taps_of_each(scheme, samples), strict=True)]
 
 
-def _box_tangent(scheme: Scheme, dots: list[Array], tables: tuple[Array, Axis, Axis, Array]) -> Array:
+def _box_tangent(scheme: Scheme, dots: list[Array], tables: tuple[Sequence[Array], Samples]) -> Array:
     """The tangent of crops, linear in the fractions': slopes of the surface times how far each sample moves."""
     row_dot, column_dot = dots
-    image, rows, columns, share = tables
+    image, samples = _stacked(*tables)
+    rows, columns = samples.rows, samples.columns
     inside = _inside(rows.inside, columns.inside)
     down, across = (jnp.where(inside, _slope(scheme, axis, image, rows, columns), 0) for axis in (0, 1))
-    return _pool(scheme, down * row_dot[:, :, None, None] + across * column_dot[:, None, :, None], share)
+    return _pool(scheme, down * row_dot[:, :, None, None] + across * column_dot[:, None, :, None], samples.share)
 
 
-def _box_cotangent(scheme: Scheme, crops: Array, tables: tuple[Array, Axis, Axis, Array]) -> list[Array]:
+def _box_cotangent(scheme: Scheme, crops: Array, tables: tuple[Sequence[Array], Samples]) -> list[Array]:
     """Its transpose on a CPU."""
-    image, *axes, share = tables
-    sums = box_cotangent(crops, image, *_taps(scheme, *axes))
-    return list(sums) if scheme.samples == (1, 1) else [of_axis * share[:, None] for of_axis in sums]
+    images, samples = tables
+    of_each = [
+        box_cotangent(crops, image, *taps)  # 0 for boxes of other images
+        for image, taps in zip(images, _taps_of_each(scheme, samples), strict=True)
+    ]
+    sums = jax.tree.map(lambda *sums: functools.reduce(jnp.add, sums), *of_each)
+    return list(sums) if scheme.samples == (1, 1) else [of_axis * samples.share[:, None] for of_axis in sums]
 
 
 def _slope(scheme: Scheme, axis: int, image: Array, rows: Axis, columns: Axis) -> Array:
     """The slope of the surface along rows (axis 0) or columns (1) at each sample, ``[N, h, w, C]``."""
+    taps = scheme.most_taps
     (above_left, above_right), (below_left, below_right) = (
-        [_pixels(image, rows.index + i, columns.index + j).astype(scheme.compute) for j in (0, scheme.taps[1] - 1)]
-        for i in (0, scheme.taps[0] - 1)
+        [_pixels(image, rows.index + i, columns.index + j).astype(scheme.compute) for j in (0, taps[1] - 1)]
+        for i in (0, taps[0] - 1)
     )
     if axis == 0:
         x = columns.fraction[:, None, :, None]

@@ -32,7 +32,7 @@ def with_crops(crops: Array, image: Array, rows: Taps, columns: Taps, share: Arr
     """Puts the crops of those boxes in place that have a sample inside.
 
     Args:
-        crops: ``[N, h, w, C]``.
+        crops: ``[N, h, w, C]``, of the type of the weights.
         image: ``[R, W, C]``.
         rows: ``[N, h * samples]``.
         columns: ``[N, w * samples]``.
@@ -41,8 +41,8 @@ def with_crops(crops: Array, image: Array, rows: Taps, columns: Taps, share: Arr
     channels = image.shape[2]
     window = rows.weights.shape[2], columns.weights.shape[2], channels
 
-    def with_all(crops: Array, counts: Array, image: Array, rows: _Table, columns: _Table, share: Array) -> Array:
-        boxes, height, width, _ = crops.shape
+    def with_all(crops: Array, image: Array, rows: _Table, columns: _Table, share: Array, needed: Array) -> Array:
+        _, height, width, _ = crops.shape
         down, across = rows.places.shape[1] // height, columns.places.shape[1] // width
 
         def with_bin(n: Array, i: Array, j: Array, crops: Array) -> Array:
@@ -55,82 +55,58 @@ def with_crops(crops: Array, image: Array, rows: Taps, columns: Taps, share: Arr
                 return total + _only(inside, _between(lines, row.weights))
 
             total = _loop(down * across, add_sample, _zeros((channels,), rows, crops), unroll=down * across)
-            return _put(crops, (total * _at(share, n)).astype(crops.dtype)[None, None, None], (n, i, j, 0))
+            return _put(crops, (total * _at(share, n))[None, None, None], (n, i, j, 0))
 
         def with_row(n: Array, i: Array, crops: Array) -> Array:
             return _loop(width, lambda j, crops: with_bin(n, i, j, crops), crops)
 
         def with_box(n: Array, crops: Array) -> Array:
-            return _loop(_at(counts, n), lambda i, crops: with_row(n, i, crops), crops)
+            return _loop(height, lambda i, crops: with_row(n, i, crops), crops)
 
-        return _loop(boxes, with_box, crops)
+        return _for_each(needed, with_box, crops)
 
-    counts = _where_inside(rows, columns, crops.shape[1])
-    return _small(with_all, crops, counts, image, _table(rows), _table(columns), share)
+    return _small(with_all, crops, image, _table(rows), _table(columns), share, _needed(rows, columns))
 
 
-def image_cotangent(image: jax.ShapeDtypeStruct, crops: Array, rows: Taps, columns: Taps) -> Array:
+def image_cotangent(shape: tuple[int, ...], crops: Array, rows: Taps, columns: Taps) -> Array:
     """What all samples add to the pixels that they weigh.
 
     Args:
-        image: the type of the image, ``[R, W, C]``, and of the result, which is summed in the type of the weights.
+        shape: ``(R, W, C)``, the image's.
         crops: the cotangents ``[N, h, w, C]`` of samples, or of bins of several samples each.
         rows: ``[N, h * samples]``.
         columns: ``[N, w * samples]``.
+
+    Returns:
+        ``[R, W, C]``, summed in the type of the weights.
     """
-    window = _merged((rows.weights.shape[2], columns.weights.shape[2], image.shape[2]))
+    window = _merged((rows.weights.shape[2], columns.weights.shape[2], shape[2]))
 
-    def add_row(n: Array, i: Array, crops: Array, rows: _Table, columns: _Table, sums: Array, first: Any) -> Array:
-        """Adds a row of samples to sums that begin at row ``first`` of the image."""
-        row, columns = _at(rows, n, i), _at(columns, n)
-        crop, inside = _row_of_samples(crops, n, i, rows.places.shape[1], row, columns)
-        crop = _only(inside[:, None], crop)
+    def cotangent(image: Array, crops: Array, rows: _Table, columns: _Table, needed: Array) -> Array:
+        height = rows.places.shape[1]
 
-        def add_sample(j: Array, sums: Array) -> Array:
-            column, value = _at((columns, crop), j)
-            weights = row.weights[:, None] * column.weights[None]
-            added = (weights[..., None] * value[None, None]).reshape(window)
-            start = _start(row, column, sums, first)
-            return _put(sums, _take(sums, start, window) + added, start)
+        def add_row(n: Array, i: Array, image: Array) -> Array:
+            row, own_columns = _at(rows, n, i), _at(columns, n)
+            crop, inside = _row_of_samples(crops, n, i, height, row, own_columns)
+            crop = _only(inside[:, None], crop)
 
-        return _loop(crop.shape[0], add_sample, sums, unroll=_MANY // image.shape[2])
+            def add_sample(j: Array, image: Array) -> Array:
+                column, value = _at((own_columns, crop), j)
+                weights = row.weights[:, None] * column.weights[None]
+                added = (weights[..., None] * value[None, None]).reshape(window)
+                start = _start(row, column, image)
+                return _put(image, _take(image, start, window) + added, start)
 
-    def at_once(sums: Array, crops: Array, counts: Array, rows: _Table, columns: _Table) -> Array:
-        def add_box(n: Array, sums: Array) -> Array:
-            return _loop(_at(counts, n), lambda i, sums: add_row(n, i, crops, rows, columns, sums, 0), sums)
+            return _loop(crop.shape[0], add_sample, image, unroll=_MANY // shape[2])
 
-        return _loop(crops.shape[0], add_box, sums)
+        def add_box(n: Array, image: Array) -> Array:
+            return _loop(height, lambda i, image: add_row(n, i, image), image)
 
-    def in_blocks(result: Array, crops: Array, counts: Array, rows: _Table, columns: _Table) -> Array:
-        """Sums a few rows of the image at a time, and one more to each side, which belong to other blocks."""
-        height, *line = result.shape
-        block = max(1, min(height, _BLOCK // math.prod(line)))
-        margin = window[0] - 1
+        return _for_each(needed, add_box, image)
 
-        def with_block(b: Array, result: Array) -> Array:
-            start = jnp.minimum(b * block, height - block)
-            first = start - margin
-
-            def add_if_near(n: Array, i: Array, sums: Array) -> Array:
-                row = _at(rows, n, i).places[0]
-                near = ((row >= first) & (row < start + block)).astype(jnp.int32)
-                return _loop(near, lambda _, sums: add_row(n, i, crops, rows, columns, sums, first), sums)
-
-            def add_box(n: Array, sums: Array) -> Array:
-                return _loop(_at(counts, n), lambda i, sums: add_if_near(n, i, sums), sums)
-
-            sums = _loop(crops.shape[0], add_box, _zeros((block + 2 * margin, *line), rows, crops))
-            own = _take(sums, (margin, *[0] * len(line)), (block, *line))
-            return _put(result, own.astype(result.dtype), (start, *[0] * len(line)))
-
-        return _loop(-(-height // block), with_block, result)
-
-    counts = _where_inside(rows, columns, rows.first.shape[1])
-    tables = _table(rows), _table(columns, image.shape)
-    narrow = jnp.dtype(image.dtype).itemsize < jnp.dtype(rows.weights.dtype).itemsize  # too coarse to sum in
-    program, dtype = (in_blocks, image.dtype) if narrow else (at_once, rows.weights.dtype)
-    zeros = _zeros(_merged(image.shape), tables[0], crops).astype(dtype)  # set by all threads, each on pages of its own
-    return _small(program, zeros, crops, counts, *tables).reshape(image.shape).astype(image.dtype)
+    tables = _table(rows), _table(columns, shape)
+    zeros = _zeros(_merged(shape), tables[0], crops)  # set by all threads, each of which is the first to use its pages
+    return _small(cotangent, zeros, crops, *tables, _needed(rows, columns)).reshape(shape)
 
 
 def box_cotangent(crops: Array, image: Array, rows: Taps, columns: Taps) -> tuple[Array, Array]:
@@ -148,7 +124,7 @@ def box_cotangent(crops: Array, image: Array, rows: Taps, columns: Taps) -> tupl
     channels = image.shape[2]
     window = rows.weights.shape[2], columns.weights.shape[2], channels
 
-    def cotangent(crops: Array, counts: Array, image: Array, rows: _Table, columns: _Table) -> tuple[Array, Array]:
+    def cotangent(crops: Array, image: Array, rows: _Table, columns: _Table, needed: Array) -> tuple[Array, Array]:
         image = image.reshape(_merged(image.shape))
         (boxes, height, _), width = rows.places.shape, columns.places.shape[1]
 
@@ -172,21 +148,20 @@ def box_cotangent(crops: Array, image: Array, rows: Taps, columns: Taps) -> tupl
             return _put(row_sums, _sum(row_sum[None]), (i,)), column_sums
 
         def of_box(n: Array, results: tuple[Array, Array]) -> tuple[Array, Array]:
-            sums = _zeros((height,), rows, crops), _zeros((width, channels), rows, crops)
-            row_sums, column_sums = _loop(_at(counts, n), lambda i, sums: add_row(n, i, sums), sums)
             of_rows, of_columns = results
+            # Begun with what is there, which is 0: XLA would take a loop that depends on none of it out of this one.
+            sums = _at(of_rows, n), _zeros((width, channels), rows, crops)
+            row_sums, column_sums = _loop(height, lambda i, sums: add_row(n, i, sums), sums)
             return _put(of_rows, row_sums[None], (n, 0)), _put(of_columns, _sum(column_sums)[None], (n, 0))
 
-        return _loop(boxes, of_box, (_zeros((boxes, height), rows, crops), _zeros((boxes, width), rows, crops)))
+        zeros = _zeros((boxes, height), rows, crops), _zeros((boxes, width), rows, crops)
+        return _for_each(needed, of_box, zeros)
 
-    counts = _where_inside(rows, columns, rows.first.shape[1])
-    return _small(cotangent, crops, counts, image, _table(rows), _table(columns, image.shape))
+    return _small(cotangent, crops, image, _table(rows), _table(columns, image.shape), _needed(rows, columns))
 
 
 # How many floats a step of a loop should add at least: a few pixels, or many channels of one.
 _MANY = 48
-# How many floats to sum before they are rounded to a narrower type: 4 MiB, which stay in a cache.
-_BLOCK = 2**20
 
 
 class _Table(NamedTuple):
@@ -213,15 +188,13 @@ def _merged(shape: tuple[int, ...]) -> tuple[int, ...]:
     return (rows, columns * channels) if channels < 16 else shape
 
 
-def _where_inside(rows: Taps, columns: Taps, count: int) -> Array:
-    """``[N]``, the count for boxes that have samples inside; 0 for others."""
-    inside = jnp.any(rows.inside, axis=1) & jnp.any(columns.inside, axis=1)
-    return count * inside.astype(jnp.int32)
+def _needed(rows: Taps, columns: Taps) -> Array:
+    """``[N]``, 1 for boxes that have a sample inside, 0 for others."""
+    return (jnp.any(rows.inside, axis=1) & jnp.any(columns.inside, axis=1)).astype(jnp.int32)
 
 
-def _start(row: _Table, column: _Table, image: Array, first: Any = 0) -> tuple[Any, ...]:
-    """Where the pixels of a sample begin in an image whose first row has the index ``first``."""
-    return (row.places[0] - first, column.places[0], 0)[: image.ndim]
+def _start(row: _Table, column: _Table, image: Array) -> tuple[Any, ...]:
+    return (row.places[0], column.places[0], 0)[: image.ndim]
 
 
 def _row_of_samples(crops: Array, n: Array, i: Array, height: int, row: _Table, columns: _Table) -> tuple[Array, Array]:
@@ -288,9 +261,17 @@ def _zeros(shape: tuple[int, ...], rows: _Table, crops: Array) -> Array:
     return jnp.broadcast_to(zero, shape)
 
 
-def _loop(count: Any, body: Callable[[Array, Any], Any], carry: Any, unroll: int = 1) -> Any:
-    unroll = max(1, unroll)  # only of a count that is known
-    return lax.fori_loop(0, count, lambda i, carry: body(i.astype(jnp.int32), carry), carry, unroll=unroll)
+def _for_each(needed: Array, body: Callable[[Array, Any], Any], carry: Any) -> Any:
+    """A loop over those boxes that are needed."""
+
+    def if_needed(n: Array, carry: Any) -> Any:
+        return lax.fori_loop(0, _at(needed, n), lambda _, carry: body(n, carry), carry)
+
+    return _loop(needed.shape[0], if_needed, carry)
+
+
+def _loop(count: int, body: Callable[[Array, Any], Any], carry: Any, unroll: int = 1) -> Any:
+    return lax.fori_loop(0, count, lambda i, carry: body(i.astype(jnp.int32), carry), carry, unroll=max(1, unroll))
 
 
 def _small(function: Callable[..., Any], *arguments: Any) -> Any:

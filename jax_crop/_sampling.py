@@ -158,10 +158,10 @@ def _crops_in_turn(scheme: Scheme, images: Sequence[Array], tables: tuple[Sample
     (boxes, height), (_, width) = samples.rows.index.shape, samples.columns.index.shape
     down, across = scheme.samples
     shape = (boxes, height // down, width // across, images[0].shape[2])
-    crops = jnp.zeros(shape, scheme.dtype)
+    crops = jnp.zeros(shape, scheme.compute)
     for image, taps in zip(images, _taps_of_each(scheme, samples), strict=True):
         crops = with_crops(crops, image, *taps, samples.share)
-    return crops
+    return crops.astype(scheme.dtype)
 
 
 def _stacked(images: Sequence[Array], samples: Samples) -> tuple[Array, Samples]:
@@ -294,7 +294,7 @@ def _image_cotangent(scheme: Scheme, images: Sequence[Any], crops: Array, sample
     def of_image(image: Any, rows: Taps, columns: Taps) -> Array:
         if scheme.samples != (1, 1):
             rows = rows._replace(weights=rows.weights * samples.share[:, None, None])
-        return image_cotangent(image, crops, rows, columns)
+        return image_cotangent(image.shape, crops, rows, columns).astype(image.dtype)
 
     return [of_image(image, *taps) for image, taps in zip(images, _taps_of_each(scheme, samples), strict=True)]
 

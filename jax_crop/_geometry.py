@@ -100,7 +100,7 @@ def locate(start: Array, stop: Array, size: Integers, lattice: Lattice, dtype: D
 
     # Beyond the centres of the first and the last pixel the position is clamped to them.
     last = jnp.asarray(size - 1, jnp.int32)
-    moves = inside & (index >= 0) & ((index < last) | ((index == last) & on_pixel))
+    moves = inside & (index >= 0) & ((index < last) | ((index == last) & on_pixel & (last > 0)))
     before_last = jnp.maximum(last - 1, 0)
     fraction = jnp.where(index < 0, 0, jnp.where(index < last, fraction, (last - before_last).astype(fraction.dtype)))
 

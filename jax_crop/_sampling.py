@@ -141,7 +141,7 @@ def _dense(dots: Sequence[Any], primals: Sequence[Array]) -> list[Array]:
 
 def _crops(scheme: Scheme, images: Sequence[Array], tables: tuple[Samples, Array]) -> Array:
     samples, fill = tables
-    image, samples = _stacked(images, samples)
+    image, samples = _stacked(scheme, images, samples)
     taps = scheme.most_taps
     neighbours = _neighbours(taps[0], samples.rows), _neighbours(taps[1], samples.columns)
     row_neighbours, column_neighbours = _in_memory(lax.optimization_barrier(neighbours))  # not anew for each channel
@@ -164,15 +164,18 @@ def _crops_in_turn(scheme: Scheme, images: Sequence[Array], tables: tuple[Sample
     return crops.astype(scheme.dtype)
 
 
-def _stacked(images: Sequence[Array], samples: Samples) -> tuple[Array, Samples]:
+def _stacked(scheme: Scheme, images: Sequence[Array], samples: Samples) -> tuple[Array, Samples]:
     """Images one below the other, each as wide as the widest, so that one gather serves them all."""
     if len(images) == 1:
         return images[0], samples
     widest = max(image.shape[1] for image in images)
-    stacked = jnp.concatenate([jnp.pad(image, ((0, 0), (0, widest - image.shape[1]), (0, 0))) for image in images])
-    first_rows = np.cumsum([0, *(image.shape[0] for image in images[:-1])], dtype=np.int32)
+    padded = [
+        jnp.pad(image, ((0, scheme.most_taps[0] - taps), (0, widest - image.shape[1]), (0, 0)))
+        for image, (taps, _) in zip(images, scheme.taps, strict=True)
+    ]
+    first_rows = np.cumsum([0, *(image.shape[0] for image in padded[:-1])], dtype=np.int32)
     index = samples.rows.index + jnp.asarray(first_rows)[samples.level][:, None]
-    return stacked, samples._replace(rows=samples.rows._replace(index=index))
+    return jnp.concatenate(padded), samples._replace(rows=samples.rows._replace(index=index))
 
 
 def _sum_of_samples(scheme: Scheme, rows: Any, columns: Any, share: Array, value: Callable[[Any, Any], Array]) -> Array:
@@ -279,7 +282,7 @@ def _taps_of_each(scheme: Scheme, samples: Samples) -> list[tuple[Taps, Taps]]:
 
 def _image_tangent(scheme: Scheme, images_dot: Sequence[Array], samples: Samples) -> Array:
     """The tangent of crops, linear in the images': its transpose is one scatter-add of windows."""
-    image_dot, samples = _stacked([image.astype(scheme.compute) for image in images_dot], samples)
+    image_dot, samples = _stacked(scheme, [image.astype(scheme.compute) for image in images_dot], samples)
     rows, columns = _taps(scheme.most_taps, samples.rows, samples.columns)
     starts = rows.first[:, :, None], columns.first[:, None, :]
     windows = _windows(image_dot, starts, (*scheme.most_taps, image_dot.shape[2]))
@@ -302,7 +305,7 @@ def _image_cotangent(scheme: Scheme, images: Sequence[Any], crops: Array, sample
 def _box_tangent(scheme: Scheme, dots: list[Array], tables: tuple[Sequence[Array], Samples]) -> Array:
     """The tangent of crops, linear in the fractions': slopes of the surface times how far each sample moves."""
     row_dot, column_dot = dots
-    image, samples = _stacked(*tables)
+    image, samples = _stacked(scheme, *tables)
     rows, columns = samples.rows, samples.columns
     inside = _inside(rows.inside, columns.inside)
     down, across = (jnp.where(inside, _slope(scheme, axis, image, rows, columns), 0) for axis in (0, 1))

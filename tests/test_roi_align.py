@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import jax_crop
 from tests import roi_oracle
@@ -444,13 +445,28 @@ def test_strict_modes_adaptive(enable_x64):
 # The pyramid
 
 
+def as_they_are(arrays):
+    """For which a CPU has a program of its own."""
+    return arrays
+
+
+def on_a_mesh(arrays):
+    """For which it has not: one gather from all levels, as on a GPU."""
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
+    return jax.device_put(arrays, NamedSharding(mesh, PartitionSpec()))
+
+
+PLACES = pytest.mark.parametrize("placed", [as_they_are, on_a_mesh])
+
+
+@PLACES
 @pytest.mark.parametrize("options", [{}, {"aligned": False, **ADAPTIVE}], ids=["defaults", "not_aligned_adaptive"])
-def test_pyramid_equals_its_levels(options):
+def test_pyramid_equals_its_levels(options, placed):
     """Bit for bit."""
     rng = np.random.default_rng(0)
     maps, boxes = pyramid(rng), pyramid_boxes(rng, 200)
     indices = rng.integers(-1, 3, 200)
-    pooled = jax_crop.multilevel_roi_align(maps, boxes, indices, (7, 7), **options)
+    pooled = jax_crop.multilevel_roi_align(placed(maps), placed(boxes), indices, (7, 7), **options)
     levels = levels_of(boxes)
     assert np.all(np.bincount(levels)[2:] >= 20)
     for level, features in enumerate(maps):
@@ -459,7 +475,8 @@ def test_pyramid_equals_its_levels(options):
         np.testing.assert_array_equal(pooled[on_level], alone[on_level])
 
 
-def test_gradients_in_a_pyramid():
+@PLACES
+def test_gradients_in_a_pyramid(placed):
     rng = np.random.default_rng(0)
     maps, boxes = pyramid(rng), pyramid_boxes(rng, 60)
     indices, pooled_bar = rng.integers(-1, 3, 60), rng.standard_normal((60, 3, 2, 3), dtype=np.float32)
@@ -468,7 +485,7 @@ def test_gradients_in_a_pyramid():
     def gradients(maps, boxes):
         return jnp.sum(jax_crop.multilevel_roi_align(maps, boxes, indices, (3, 2)) * pooled_bar)
 
-    maps_bar, boxes_bar = jax.jit(gradients)(maps, boxes)
+    maps_bar, boxes_bar = jax.jit(gradients)(placed(maps), placed(boxes))
     for level, features in enumerate(maps):
         on_level = levels_of(boxes) == level + 2
         features_bar, expected = roi_oracle.cotangents(
@@ -476,6 +493,39 @@ def test_gradients_in_a_pyramid():
         )
         assert_close(maps_bar[level], features_bar, 5e-6)
         assert_close(boxes_bar[on_level], expected, 2e-5)
+
+
+@PLACES
+def test_derivatives_where_a_level_is_one_row_or_column(placed):
+    """Its neighbours in a stack of all levels are no part of it. Some samples are exactly on its only pixel."""
+    rng = np.random.default_rng(0)
+    maps = [rng.standard_normal((2, *size, 3), dtype=np.float32) for size in ((9, 3), (4, 1), (1, 2), (1, 1))]
+    starts, sides = rng.uniform(-2, 4, (80, 2)), np.exp(rng.uniform(0, np.log(40), (80, 2)))
+    boxes = np.concatenate([starts, starts + sides], axis=1).astype(np.float32)
+    boxes[:3] = [[0.3, -1.5, 5.3, 3.5], [-2.5, 0.3, 6.5, 9.3], [-4, -4, 12, 12]]
+    indices, arguments = rng.integers(-1, 2, 80), placed((maps, boxes))
+    indices[:3] = 0, 1, 1
+    tangents = jax.tree.map(lambda x: rng.standard_normal(x.shape, dtype=np.float32), arguments)
+    canonical, sampling = {"canonical_level": 1, "canonical_size": 4.0}, {"output_size": (3, 3), "sampling_ratio": 1}
+
+    def of_pyramid(maps, boxes):
+        strides = 1, 2, 4, 8
+        return jax_crop.multilevel_roi_align(maps, boxes, indices, strides=strides, **sampling, **canonical)
+
+    def of_levels(maps, boxes):
+        level = jax_crop.boxes.assign_levels(boxes, 0, 3, **canonical)
+        on_level = [jnp.where(level == i, indices, -1) for i in range(4)]
+        return sum(
+            jax_crop.roi_align(m, boxes, on_level[i], spatial_scale=0.5**i, **sampling) for i, m in enumerate(maps)
+        )
+
+    def derivatives(function):
+        pooled, pooled_dot = jax.jvp(function, arguments, tangents)
+        return pooled, pooled_dot, jax.vjp(function, *arguments)[1](pooled)
+
+    found, expected = jax.jit(derivatives, static_argnums=0)(of_pyramid), derivatives(of_levels)
+    assert all(np.any(bar) for bar in expected[2][0])
+    chex.assert_trees_all_close(found, expected, rtol=0, atol=2e-6)
 
 
 def test_call_forms_of_a_pyramid_agree():

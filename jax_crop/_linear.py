@@ -1,7 +1,8 @@
-"""Linear maps that on a CPU, or whose transpose there, are programs of their own.
+"""Linear maps for which, or for whose transpose, a CPU has a program of its own.
 
-The transpose that JAX derives is right everywhere, and fast where thousands of threads add at once. A CPU has a faster
-program for the same sums. JAX's `linear_call` would take it, but can neither be differentiated again nor batched.
+The formula, and the transpose that JAX derives of it, are right everywhere, and fast where thousands of threads work at
+once. A CPU has faster programs for the same sums. JAX's `linear_call` would take them, but can neither be differentiated
+again nor batched.
 """
 
 import functools

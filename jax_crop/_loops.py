@@ -1,4 +1,4 @@
-"""The transposes of sampling on a CPU: loops from sample to sample, each compiled to one function of one thread.
+"""Sampling several images, and the transposes of sampling, on a CPU: loops compiled to one function of one thread.
 
 XLA would run a loop as a program of its own for each step, and a scatter or a sum as one that needs all that it adds in
 memory. But a call that is marked as small is compiled as a whole, to machine code that adds in place.
@@ -29,7 +29,7 @@ class Taps(NamedTuple):
 
 
 def with_crops(crops: Array, image: Array, rows: Taps, columns: Taps, share: Array) -> Array:
-    """Puts the crops of those boxes in place that have a sample inside.
+    """The array of crops, with those of boxes that have a sample inside; samples outside count 0.
 
     Args:
         crops: ``[N, h, w, C]``, of the type of the weights.

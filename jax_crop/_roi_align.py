@@ -134,7 +134,7 @@ def multilevel_roi_align(
         max_sampling_ratio: as for `roi_align`.
 
     Returns:
-        As `roi_align` of each box on its level, to the last bit: one gather serves all levels.
+        As `roi_align` of each box on its level, to the last bit, in about the time of as many boxes of one map.
 
     Raises:
         TypeError, ValueError: while tracing, for an argument of the wrong type, shape or value. Under

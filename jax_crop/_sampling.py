@@ -4,8 +4,8 @@ The value is ``left + (right - left) * w``, which keeps constants exact. The der
 written ``left * (1 - w) + right * w``: linear in the pixels, so that its transpose is a scatter-add.
 
 Two habits of XLA on CPUs count here. It computes what a gather needs anew for every element of the result, unless that
-lies in memory before (`_in_memory`). And it forms in memory all that a scatter or a sum adds before it begins; so there
-the transposes are loops from sample to sample instead (`_loops.py`).
+lies in memory before (`_in_memory`). And it forms in memory all that a scatter or a sum adds before it begins, and a copy
+of all images that one gather reads; there, loops from sample to sample take their place (`_loops.py`).
 """
 
 import functools

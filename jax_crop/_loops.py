@@ -54,7 +54,7 @@ def with_crops(crops: Array, image: Array, rows: Taps, columns: Taps, share: Arr
                 inside = (row.places[1] & column.places[1]) != 0
                 return total + _only(inside, _between(lines, row.weights))
 
-            total = _loop(down * across, add_sample, _zeros((channels,), rows, crops), unroll=down * across)
+            total = _loop(down * across, add_sample, _zeros((channels,), rows, crops))
             return _put(crops, (total * _at(share, n))[None, None, None], (n, i, j, 0))
 
         def with_row(n: Array, i: Array, crops: Array) -> Array:

@@ -1,8 +1,8 @@
 """Linear maps for which, or for whose transpose, a CPU has a program of its own.
 
 The formula, and the transpose that JAX derives of it, are right everywhere, and fast where thousands of threads work at
-once. A CPU has faster programs for the same sums. JAX's `linear_call` would take them, but can neither be differentiated
-again nor batched.
+once. A CPU has faster programs for the same sums. JAX's `linear_call` would take those, but can neither be
+differentiated again nor batched.
 """
 
 import functools

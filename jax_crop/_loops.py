@@ -102,11 +102,11 @@ def image_cotangent(shape: tuple[int, ...], crops: Array, rows: Taps, columns: T
         def add_box(n: Array, image: Array) -> Array:
             return _loop(height, lambda i, image: add_row(n, i, image), image)
 
-        return _for_each(needed, add_box, image)
+        return _for_each(needed, add_box, image).reshape(shape)
 
     tables = _table(rows), _table(columns, shape)
     zeros = _zeros(_merged(shape), tables[0], crops)  # set by all threads, each of which is the first to use its pages
-    return _small(cotangent, zeros, crops, *tables, _needed(rows, columns)).reshape(shape)
+    return _small(cotangent, zeros, crops, *tables, _needed(rows, columns))
 
 
 def box_cotangent(crops: Array, image: Array, rows: Taps, columns: Taps) -> tuple[Array, Array]:

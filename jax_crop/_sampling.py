@@ -4,8 +4,8 @@ The value is ``left + (right - left) * w``, which keeps constants exact. The der
 written ``left * (1 - w) + right * w``: linear in the pixels, so that its transpose is a scatter-add.
 
 Two habits of XLA on CPUs count here. It computes what a gather needs anew for every element of the result, unless that
-lies in memory before (`_in_memory`). And it forms in memory all that a scatter or a sum adds before it begins, and a copy
-of all images that one gather reads; there, loops from sample to sample take their place (`_loops.py`).
+lies in memory before (`_in_memory`). And it forms in memory all that a scatter or a sum adds, and a copy of all images
+that one gather reads, before it begins; loops from sample to sample take their place there (`_loops.py`).
 """
 
 import functools
@@ -142,6 +142,8 @@ def _dense(dots: Sequence[Any], primals: Sequence[Array]) -> list[Array]:
 def _crops(scheme: Scheme, images: Sequence[Array], tables: tuple[Samples, Array]) -> Array:
     samples, fill = tables
     image, samples = _stacked(scheme, images, samples)
+    if one := samples.share.shape == (1,):  # under vmap, XLA orders an axis of size 1 so that it cannot fuse the gather
+        samples = jax.tree.map(lambda x: x[0], samples)
     taps = scheme.most_taps
     neighbours = _neighbours(taps[0], samples.rows), _neighbours(taps[1], samples.columns)
     row_neighbours, column_neighbours = _in_memory(lax.optimization_barrier(neighbours))  # not anew for each channel
@@ -149,7 +151,8 @@ def _crops(scheme: Scheme, images: Sequence[Array], tables: tuple[Samples, Array
     def value(rows: Neighbours, columns: Neighbours) -> Array:
         return jnp.where(_inside(rows.inside, columns.inside), _interpolate(scheme, image, rows, columns), fill)
 
-    return _sum_of_samples(scheme, row_neighbours, column_neighbours, samples.share, value).astype(scheme.dtype)
+    crops = _sum_of_samples(scheme, row_neighbours, column_neighbours, samples.share, value).astype(scheme.dtype)
+    return crops[None] if one else crops
 
 
 def _crops_in_turn(scheme: Scheme, images: Sequence[Array], tables: tuple[Samples, Array]) -> Array:
@@ -183,26 +186,28 @@ def _sum_of_samples(scheme: Scheme, rows: Any, columns: Any, share: Array, value
     down, across = scheme.samples
     values = [value(row, column) for row in _every(down, rows) for column in _every(across, columns)]
     total = functools.reduce(jnp.add, values)
-    return total if scheme.samples == (1, 1) else total * share[:, None, None, None]
+    return total if scheme.samples == (1, 1) else total * share[..., None, None, None]
 
 
 def _every(samples: int, tables: Any) -> list[Any]:
     """The first sample of each output pixel, the second of each, and so on."""
-    return [jax.tree.map(lambda table, i=i: table[:, i::samples], tables) for i in range(samples)]
+    return [jax.tree.map(lambda table, i=i: table[..., i::samples], tables) for i in range(samples)]
 
 
 def _inside(rows: Array, columns: Array) -> Array:
     """Whether samples are inside along rows ``[N, h]`` and along columns ``[N, w]``: ``[N, h, w, 1]``."""
-    return (rows[:, :, None] & columns[:, None, :])[..., None]
+    return (rows[..., :, None] & columns[..., None, :])[..., None]
 
 
 def _interpolate(scheme: Scheme, image: Array, rows: Neighbours, columns: Neighbours) -> Array:
-    """The surface at each sample, ``[N, h, w, C]``."""
+    """The surface at each sample, ``[N, h, w, C]``, or ``[h, w, C]`` of one box."""
     across = [
-        _lerp([_pixels(image, i, j).astype(scheme.compute) for j in columns.indices], columns.weight[:, None, :, None])
+        _lerp(
+            [_pixels(image, i, j).astype(scheme.compute) for j in columns.indices], columns.weight[..., None, :, None]
+        )
         for i in rows.indices
     ]
-    return _lerp(across, rows.weight[:, :, None, None])
+    return _lerp(across, rows.weight[..., :, None, None])
 
 
 def _neighbours(taps: int, axis: Axis) -> Neighbours:
@@ -222,7 +227,7 @@ def _lerp(values: list[Array], weight: Array) -> Array:
 
 def _pixels(image: Array, rows: Array, columns: Array) -> Array:
     """The pixels at each of ``[N, h]`` rows and ``[N, w]`` columns: ``[N, h, w, C]``."""
-    return _windows(image, (rows[:, :, None], columns[:, None, :]), (1, 1, image.shape[2])).squeeze((3, 4))
+    return _windows(image, (rows[..., :, None], columns[..., None, :]), (1, 1, image.shape[2])).squeeze((-3, -2))
 
 
 def _windows(array: Array, starts: tuple[Array, Array], shape: tuple[int, ...]) -> Array:

@@ -21,7 +21,6 @@ from benchmarks.measure import QUICK, Effort
 
 _PARTS = ("speed", "scaling", "memory", "correctness")
 _PAGES = "pages"
-_MAPPED = 2**25  # bytes of an array from which glibc maps it anew at each call
 
 
 def main() -> None:
@@ -37,7 +36,7 @@ def main() -> None:
         "--malloc",
         choices=("default", "keep"),
         default="default",
-        help="keep: glibc keeps memory that is freed; the speed of those cases is measured whose result is over 32 MiB",
+        help="keep: glibc keeps memory that is freed; only speed is measured",
     )
     options = parser.parse_args()
 
@@ -55,19 +54,19 @@ def main() -> None:
 
     saves = not (texts or options.quick)
     for part in parts:
-        rows = _measure(part, cases, QUICK if options.quick else Effort(), keep)
+        rows = _measure(part, cases, QUICK if options.quick else Effort())
         if saves:
             results.save(f"{part}-keep" if keep else part, rows)
     if saves and not keep:
-        if "speed" in parts and jax.default_backend() == "cpu":
+        if "speed" in parts and jax.default_backend() == "cpu":  # once more, under other settings of the allocator
             subprocess.run([sys.executable, "-m", "benchmarks", "speed", "--malloc", "keep"], check=True)
         report.write()
         print(report.headline(jax.default_backend()))
 
 
-def _measure(part: str, cases: Sequence[Case], effort: Effort, keep: bool) -> Sequence[Any]:
+def _measure(part: str, cases: Sequence[Case], effort: Effort) -> Sequence[Any]:
     if part == "speed":
-        return speed.measure(cases, effort, _MAPPED if keep else 0)
+        return speed.measure(cases, effort)
     if part == "scaling":
         return scaling.measure(effort._replace(seconds=effort.seconds / 2))
     if part == "memory":

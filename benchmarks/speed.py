@@ -41,21 +41,16 @@ class Row(NamedTuple):
     temporaries: int | None
 
 
-def measure(cases: Iterable[Case], effort: Effort, results_over: int = 0) -> list[Row]:
-    """Rows of all operations on the cases whose result has at least so many bytes."""
+def measure(cases: Iterable[Case], effort: Effort) -> list[Row]:
+    """Rows of all operations on the cases."""
     rows = []
     bandwidth = copy_bandwidth() if jax.default_backend() == "gpu" else None
     for case in cases:
         data = make(case)
         for operation in case.operations:
-            if result_bytes(case, operation) >= results_over:
-                rows += of_operation(case, operation, data, effort, bandwidth)
-                print(line(rows, case, operation), flush=True)
+            rows += of_operation(case, operation, data, effort, bandwidth)
+            print(line(rows, case, operation), flush=True)
     return rows
-
-
-def result_bytes(case: Case, operation: str) -> int:
-    return {"forward": case.crops_bytes, "box gradient": 16 * case.boxes}.get(operation, case.image_bytes)
 
 
 def of_operation(case: Case, operation: str, data: Data, effort: Effort, bandwidth: float | None) -> list[Row]:

@@ -109,13 +109,14 @@ def test_pages(tmp_path, monkeypatch):
         "| TensorFlow | **4.00** (2.00; 2) |",  # the geometric mean of 2 and 8, and the least
         "| small | 1.00 (1.00–1.00) | 2.00 | 3.00¹ | 5.00² | 0.5 | 1.00 |",
         "| large | 10.00 (10.00–10.00) | 8.00 |  | needs 3.0 GiB | 0.5 | 1.00 |",
+        "| TensorFlow | **12.00** (12.00; 1) |",
         "| large: forward | 10.00 → 5.00 | 8.00 → 12.00 |",
         "| large | forward | 2.00 **over** | 1.00 | 3.00 |",
     ):
         assert text in page
     assert "| wrong decisions | 7 | 0 |" in (tmp_path / "correctness-table.md").read_text()
     assert (tmp_path / "figures" / "speed-cpu.svg").exists()
-    assert "forward 4.0 (least 2.0, 2 cases)" in report.headline("cpu")
+    assert "forward 4.00 (least 2.00, 2 cases); with freed memory kept: forward 12.00" in report.headline("cpu")
 
 
 def test_pictures_do_not_change_by_themselves(tmp_path):

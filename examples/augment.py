@@ -43,8 +43,8 @@ def random_boxes(key, count, image_size, area=(0.2, 1.0), aspect=(3 / 4, 4 / 3),
 @functools.partial(jax.jit, static_argnames="crop_size")
 def augment(key, images, crop_size=CROP_SIZE):
     """``[B, H, W, 3]`` uint8 to ``[B, *crop_size, 3]`` float32 of mean 0 and deviation 1, about."""
-    boxes = random_boxes(key, images.shape[0], images.shape[1:3])
-    crops = jax_crop.crop_and_resize(images, boxes, jnp.arange(images.shape[0]), crop_size)  # one box an image
+    boxes = random_boxes(key, images.shape[0], images.shape[1:3])[:, None]  # one for each image
+    crops = jax_crop.crop_and_resize(images, boxes, None, crop_size)[:, 0]
     return (crops - MEAN) / STD
 
 

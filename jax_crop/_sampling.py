@@ -201,13 +201,13 @@ def _inside(rows: Array, columns: Array) -> Array:
 
 def _interpolate(scheme: Scheme, image: Array, rows: Neighbours, columns: Neighbours) -> Array:
     """The surface at each sample, ``[N, h, w, C]``, or ``[h, w, C]`` of one box."""
-    across = [
-        _lerp(
-            [_pixels(image, i, j).astype(scheme.compute) for j in columns.indices], columns.weight[..., None, :, None]
-        )
-        for i in rows.indices
-    ]
-    return _lerp(across, rows.weight[..., :, None, None])
+    finite = jnp.issubdtype(image.dtype, jnp.integer)
+
+    def across(row: Array) -> Array:
+        pixels = [_pixels(image, row, column).astype(scheme.compute) for column in columns.indices]
+        return _lerp(pixels, columns.weight[..., None, :, None], finite)
+
+    return _lerp([across(row) for row in rows.indices], rows.weight[..., :, None, None], finite)
 
 
 def _neighbours(taps: int, axis: Axis) -> Neighbours:
@@ -219,10 +219,13 @@ def _neighbours(taps: int, axis: Axis) -> Neighbours:
     )
 
 
-def _lerp(values: list[Array], weight: Array) -> Array:
+def _lerp(values: list[Array], weight: Array, finite: bool) -> Array:
     """Between the first value and the last; a value without weight has no influence, be it infinite or NaN."""
     left, right = values[0], values[-1]
-    return left if left is right else jnp.where(weight == 0, left, left + (right - left) * weight)
+    if left is right:
+        return left
+    between = left + (right - left) * weight
+    return between if finite else jnp.where(weight == 0, left, between)
 
 
 def _pixels(image: Array, rows: Array, columns: Array) -> Array:

@@ -41,7 +41,8 @@ _BOUNDS = """\
 ### Temporary memory
 
 MiB beside arguments and results, exact. The bound that we set ourselves is 1 MiB and 2 % of the crops for the forward
-pass, 16 MiB and an eighth of the crops for a gradient.
+pass, 16 MiB and an eighth of the crops for a gradient. The gradient of a bfloat16 image is summed in a float32 image,
+which is over it: XLA updates no array of bfloat16 in place on a CPU.
 """
 
 _STAND = f"""\

@@ -35,14 +35,14 @@ which sets `{settings}`. All other tables are of glibc's defaults.
 A peer's time over ours: geometric mean (least; number of cases).
 """
 
-_NOTICED = 0.75
+_NOTICED = 0.75  # of the time by default
 
 _BOUNDS = """\
 ### Temporary memory
 
 MiB beside arguments and results, exact. The bound that we set ourselves is 1 MiB and 2 % of the crops for the forward
 pass, 16 MiB and an eighth of the crops for a gradient. The gradient of a bfloat16 image is summed in a float32 image,
-which is over it: XLA updates no array of bfloat16 in place on a CPU.
+which is over it: XLA updates no array of bfloat16 in place on a CPU. So are the crops of a pyramid of bfloat16.
 """
 
 _STAND = f"""\
@@ -99,6 +99,8 @@ def headline(backend: str) -> str:
     if result is None:
         return ""
     usual, kept = (_means_to_tensorflow(speed_rows(backend, part)) for part in ("speed", "speed-keep"))
+    if not usual:
+        return ""
     means = f"{usual}; with freed memory kept: {kept}" if kept else usual
     return f"TensorFlow's time over ours on {_place(result.machine)}, geometric mean: {means}."
 
@@ -261,7 +263,7 @@ def _kept_memory(usual: Sequence[Row], kept: Sequence[Row]) -> str:
     parts = [
         _ALLOCATOR.format(settings=settings),
         *_summaries(kept),
-        "By default → with freed memory kept, where that takes a quarter of our time or more:\n",
+        "By default → with freed memory kept, where that saves a quarter of our time or more:\n",
         _table(["", "jax_crop, ms", *peers], lines),
     ]
     return "\n".join(parts)

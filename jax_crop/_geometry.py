@@ -98,7 +98,7 @@ def locate(start: Array, stop: Array, size: Integers, lattice: Lattice, dtype: D
     start, stop = start[:, None], stop[:, None]
     index, fraction, on_pixel, inside = lax.stop_gradient(_place(start, stop, lattice, dtype))
 
-    # Beyond the centres of the first and the last pixel the position is clamped to them.
+    # Beyond the centres of the first and the last pixel the position is clamped to them. A single pixel has no slope.
     last = jnp.asarray(size - 1, jnp.int32)
     moves = inside & (index >= 0) & ((index < last) | ((index == last) & on_pixel & (last > 0)))
     before_last = jnp.maximum(last - 1, 0)

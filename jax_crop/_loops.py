@@ -29,7 +29,7 @@ class Taps(NamedTuple):
 
 
 def with_crops(crops: Array, image: Array, rows: Taps, columns: Taps, share: Array) -> Array:
-    """The array of crops, with those of boxes that have a sample inside; samples outside count 0.
+    """The array of crops, in which those of boxes with a sample inside are written; samples outside count 0.
 
     Args:
         crops: ``[N, h, w, C]``, of the type of the weights.
@@ -177,7 +177,7 @@ class _Table(NamedTuple):
 
 
 def _table(taps: Taps, image: tuple[int, ...] = (1, 1, 1)) -> _Table:
-    """Of places along rows, or along the columns of an image of some shape."""
+    """Of places along rows, or along the columns of an image of some shape if that is to be merged."""
     stride = _merged(image)[1] // image[1]
     return _Table(jnp.stack([taps.first * stride, taps.inside.astype(jnp.int32)], axis=-1), taps.weights)
 
@@ -235,7 +235,7 @@ def _between(values: Any, weights: Array) -> Array:
     """Between the first value and the last; a value without weight has no influence, be it infinite or NaN."""
     first, last, weight = values[0], values[-1], weights[-1]
     if len(values) == 1:
-        return first
+        return first * weight  # which is 1, and in use: see `_Table`
     on_first, on_last = (jnp.broadcast_to(weight == whole, first.shape) for whole in (0, 1))
     return lax.select(on_last, last, lax.select(on_first, first, first + (last - first) * weight))
 

@@ -134,7 +134,7 @@ def multilevel_roi_align(
         max_sampling_ratio: as for `roi_align`.
 
     Returns:
-        As `roi_align` of each box on its level, to the last bit, in about the time of as many boxes of one map.
+        As `roi_align` of each box on its level, to the last bit.
 
     Raises:
         TypeError, ValueError: while tracing, for an argument of the wrong type, shape or value. Under
@@ -195,7 +195,7 @@ def _pool(maps: tuple[Array, ...], boxes: Array, box_indices: Array | None, fill
     if box_indices is not None:
         rows = _geometry.of_items(rows, box_indices, batch, height)
 
-    taps = tuple((min(rows, 2), min(columns, 2)) for rows, columns in zip(heights, widths, strict=True))
+    taps = tuple((min(h, 2), min(w, 2)) for h, w in zip(heights, widths, strict=True))
     scheme = Scheme(taps, (pooling.samples, pooling.samples), dtype)
     share = jnp.broadcast_to(1 / jnp.asarray(down * across, compute), boxes.shape[0])
     images = tuple(m.reshape(-1, *m.shape[2:]) for m in maps)

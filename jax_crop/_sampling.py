@@ -5,16 +5,16 @@ written ``left * (1 - w) + right * w``: linear in the pixels, so that its transp
 
 Two habits of XLA on CPUs count here. It computes what a gather needs anew for every element of the result, unless that
 lies in memory before (`_in_memory`). And it forms in memory all that a scatter or a sum adds, and a copy of all images
-that one gather reads, before it begins; loops from sample to sample take their place there (`_loops.py`).
+that one gather is to read, before it begins; loops from sample to sample take their place there (`_loops.py`).
 """
 
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array, lax
 from jax.custom_derivatives import SymbolicZero
 from jax.experimental.xla_metadata import set_xla_metadata
@@ -142,7 +142,8 @@ def _dense(dots: Sequence[Any], primals: Sequence[Array]) -> list[Array]:
 def _crops(scheme: Scheme, images: Sequence[Array], tables: tuple[Samples, Array]) -> Array:
     samples, fill = tables
     image, samples = _stacked(scheme, images, samples)
-    if one := samples.share.shape == (1,):  # under vmap, XLA orders an axis of size 1 so that it cannot fuse the gather
+    # Under vmap, XLA would order an axis of one box so that it could not fuse the gather.
+    if one := samples.share.shape == (1,):
         samples = jax.tree.map(lambda x: x[0], samples)
     taps = scheme.most_taps
     neighbours = _neighbours(taps[0], samples.rows), _neighbours(taps[1], samples.columns)
@@ -156,7 +157,7 @@ def _crops(scheme: Scheme, images: Sequence[Array], tables: tuple[Samples, Array
 
 
 def _crops_in_turn(scheme: Scheme, images: Sequence[Array], tables: tuple[Samples, Array]) -> Array:
-    """The same on a CPU, image after image: several side by side would be a copy of them all."""
+    """The same on a CPU, image after image, for a stack would be a copy of them all. Samples outside count 0."""
     samples, _ = tables
     (boxes, height), (_, width) = samples.rows.index.shape, samples.columns.index.shape
     down, across = scheme.samples
@@ -172,13 +173,18 @@ def _stacked(scheme: Scheme, images: Sequence[Array], samples: Samples) -> tuple
     if len(images) == 1:
         return images[0], samples
     widest = max(image.shape[1] for image in images)
+    # Of images of one row, each row is followed by one of zeros: whoever takes two must not see the next image's.
+    spacing = [1 + scheme.most_taps[0] - taps for taps, _ in scheme.taps]
     padded = [
-        jnp.pad(image, ((0, scheme.most_taps[0] - taps), (0, widest - image.shape[1]), (0, 0)))
-        for image, (taps, _) in zip(images, scheme.taps, strict=True)
+        jnp.pad(image[:, None], ((0, 0), (0, space - 1), (0, widest - image.shape[1]), (0, 0)))
+        for image, space in zip(images, spacing, strict=True)
     ]
-    first_rows = np.cumsum([0, *(image.shape[0] for image in padded[:-1])], dtype=np.int32)
-    index = samples.rows.index + jnp.asarray(first_rows)[samples.level][:, None]
-    return jnp.concatenate(padded), samples._replace(rows=samples.rows._replace(index=index))
+    stack = jnp.concatenate([image.reshape(-1, widest, image.shape[3]) for image in padded])
+    heights = [image.shape[0] * space for image, space in zip(images, spacing, strict=True)]
+    first_rows = jnp.stack([jnp.asarray(n, jnp.int32) for n in itertools.accumulate(heights[:-1], initial=0)])
+    space, first_row = (x[samples.level][:, None] for x in (jnp.asarray(spacing, jnp.int32), first_rows))
+    rows = samples.rows._replace(index=samples.rows.index * space + first_row)
+    return stack, samples._replace(rows=rows)
 
 
 def _sum_of_samples(scheme: Scheme, rows: Any, columns: Any, share: Array, value: Callable[[Any, Any], Array]) -> Array:

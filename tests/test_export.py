@@ -35,11 +35,12 @@ def pool_adaptively(images, boxes):
     return jax_crop.roi_align(images, boxes * 16, None, (5, 7), sampling_ratio=0, max_sampling_ratio=3)
 
 
-def pool_of_pyramid(images, coarser, boxes):
-    return jax_crop.multilevel_roi_align((images, coarser), boxes * 200, None, (5, 7))
+def pool_of_pyramid(images, coarser, boxes, box_indices=None):
+    return jax_crop.multilevel_roi_align((images, coarser), boxes * 200, box_indices, (5, 7))
 
 
 IMAGES = ((BATCH, 16, 20, 3), jnp.float32)
+COARSER = ((BATCH, 8, 10, 3), jnp.float32)
 WITH_INDICES = shapes(IMAGES, ((COUNT, 4), jnp.float32), ((COUNT,), jnp.int32))
 EACH = ((BATCH, COUNT, 4), jnp.float32)
 CASES = {
@@ -49,7 +50,11 @@ CASES = {
     "nearest_of_bytes": (nearest, shapes(((BATCH, 16, 20, 3), jnp.uint8), EACH)),
     "roi_align": (pool, WITH_INDICES),
     "adaptive": (pool_adaptively, shapes(IMAGES, EACH)),
-    "pyramid": (pool_of_pyramid, shapes(IMAGES, ((BATCH, 8, 10, 3), jnp.float32), EACH)),
+    "pyramid": (pool_of_pyramid, shapes(IMAGES, COARSER, EACH)),
+    "pyramid_with_indices": (
+        pool_of_pyramid,
+        shapes(IMAGES, COARSER, ((COUNT, 4), jnp.float32), ((COUNT,), jnp.int32)),
+    ),
 }
 
 

@@ -446,12 +446,12 @@ def test_strict_modes_adaptive(enable_x64):
 
 
 def as_they_are(arrays):
-    """For which a CPU has a program of its own."""
+    """On one device, where a CPU has a program of its own."""
     return arrays
 
 
 def on_a_mesh(arrays):
-    """For which it has not: one gather from all levels, as on a GPU."""
+    """On two devices, where it has not: one gather from all levels, as on a GPU."""
     mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
     return jax.device_put(arrays, NamedSharding(mesh, PartitionSpec()))
 
@@ -564,7 +564,8 @@ def test_pyramid_of_one_level():
     chex.assert_trees_all_equal(pooled, jax_crop.roi_align(FEATURES, boxes, INDICES, (3, 2), spatial_scale=1 / stride))
 
 
-def test_levels_do_not_reach_each_other():
+@PLACES
+def test_levels_do_not_reach_each_other(placed):
     """Nor what fills narrow levels up: NaN all over the other maps, boxes over the borders of the one they are on."""
     rng = np.random.default_rng(0)
     boxes = pyramid_boxes(rng, 60)
@@ -576,9 +577,28 @@ def test_levels_do_not_reach_each_other():
     total = jax.jit(total)
     for level in range(4):
         maps = [m if i == level else np.full_like(m, np.nan) for i, m in enumerate(pyramid(rng))]
-        value, (maps_bar, boxes_bar) = total(maps, boxes, np.where(levels_of(boxes) == level + 2, 0, -1))
+        value, (maps_bar, boxes_bar) = total(
+            placed(maps), placed(boxes), np.where(levels_of(boxes) == level + 2, 0, -1)
+        )
         chex.assert_tree_all_finite((value, maps_bar, boxes_bar))
         assert [bool(np.any(m)) for m in maps_bar] == [i == level for i in range(4)]
+
+
+@PLACES
+def test_images_of_one_row_do_not_reach_each_other(placed):
+    maps = [np.ones((2, *size, 3), np.float32) for size in ((4, 5), (1, 3))]
+    for m in maps:
+        m[1] = np.nan
+    boxes = np.float32([[0, 0, 3, 4], [-1, 0, 5, 6], [0.5, 0.5, 1.5, 9]])
+
+    @functools.partial(jax.value_and_grad, argnums=(0, 1))
+    def total(maps, boxes):
+        options = {"strides": (1, 2), "canonical_level": 1, "canonical_size": 5.0}
+        return jax_crop.multilevel_roi_align(maps, boxes, [0, 0, 0], (3, 2), **options).sum()
+
+    value, (maps_bar, boxes_bar) = jax.jit(total)(placed(maps), placed(boxes))
+    chex.assert_tree_all_finite((value, maps_bar, boxes_bar))
+    assert all(np.any(bar[0]) and not np.any(bar[1]) for bar in maps_bar)
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.uint8])

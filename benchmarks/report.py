@@ -31,8 +31,6 @@ By default, glibc fetches an array of more than 32 MiB from the system at each c
 ones too, and the page faults of fresh memory can cost more than the work. JAX allocates its results so; TensorFlow
 reuses memory of its own. Here glibc keeps what is freed, for all libraries alike: `python -m benchmarks --malloc keep`,
 which sets `{settings}`. All other tables are of glibc's defaults.
-
-A peer's time over ours: geometric mean (least; number of cases).
 """
 
 _NOTICED = 0.75  # of the time by default
@@ -125,7 +123,6 @@ def _section(backend: str) -> str:
     figures.speed(DOCS / picture, rows, OPERATIONS)
     parts = [
         f"## On {_place(result.machine)}\n",
-        "A peer's time over ours: geometric mean (least; number of cases).\n",
         *_summaries(rows),
         f"![The time of each peer over ours, by case and operation]({picture})\n",
         "Our time in milliseconds with its quartiles, and each peer's time over ours:\n",
@@ -174,6 +171,7 @@ def _mean(ratios: Sequence[float]) -> float:
 
 
 def _summaries(rows: Sequence[Row]) -> Iterator[str]:
+    yield "A peer's time over ours: geometric mean (least; number of cases).\n"
     for title, kinds in _KINDS.items():
         lines = []
         for peer in PEERS:

@@ -116,7 +116,7 @@ def _crop(
     columns = locate(boxes[:, 1], boxes[:, 3], width, lattice(width, crop_size[1]), compute)
     if box_indices is not None:
         rows = _geometry.of_items(rows, box_indices, batch, height)
-    taps = (1, 1) if method == "nearest" else (min(height, 2), min(width, 2))
-    scheme = Scheme(taps=(taps,), samples=(1, 1), dtype=dtype)
+    window = (1, 1) if method == "nearest" else (min(height, 2), min(width, 2))
+    scheme = Scheme(windows=(window,), samples=(1, 1), dtype=dtype)
     samples = Samples(rows, columns, level=None, share=jnp.ones(boxes.shape[0], compute))
     return sample(scheme, (image.reshape(-1, width, channels),), samples, fill)

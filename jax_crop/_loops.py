@@ -45,10 +45,12 @@ def with_crops(crops: Array, image: Array, rows: Taps, columns: Taps, share: Arr
         _, height, width, _ = crops.shape
         down, across = rows.places.shape[1] // height, columns.places.shape[1] // width
 
-        def with_bin(n: Array, i: Array, j: Array, crops: Array) -> Array:
-            def add_sample(k: Array, total: Array) -> Array:
-                row = _at(rows, n, i * down + lax.div(k, jnp.int32(across)))
-                column = _at(columns, n, j * across + lax.rem(k, jnp.int32(across)))
+        def with_bin(n: Array, bin_: Array, crops: Array) -> Array:
+            i, j = _split(bin_, width)
+
+            def add_sample(sample: Array, total: Array) -> Array:
+                y, x = _split(sample, across)
+                row, column = _at(rows, n, i * down + y), _at(columns, n, j * across + x)
                 pixels = _take(image, _start(row, column, image), window).astype(total.dtype)
                 lines = [_between(line, column.weights) for line in pixels]
                 inside = (row.places[1] & column.places[1]) != 0
@@ -57,11 +59,8 @@ def with_crops(crops: Array, image: Array, rows: Taps, columns: Taps, share: Arr
             total = _loop(down * across, add_sample, _zeros((channels,), rows, crops))
             return _put(crops, (total * _at(share, n))[None, None, None], (n, i, j, 0))
 
-        def with_row(n: Array, i: Array, crops: Array) -> Array:
-            return _loop(width, lambda j, crops: with_bin(n, i, j, crops), crops)
-
         def with_box(n: Array, crops: Array) -> Array:
-            return _loop(height, lambda i, crops: with_row(n, i, crops), crops)
+            return _loop(height * width, lambda bin_, crops: with_bin(n, bin_, crops), crops)
 
         return _for_each(needed, with_box, crops)
 
@@ -97,7 +96,7 @@ def image_cotangent(shape: tuple[int, ...], crops: Array, rows: Taps, columns: T
                 start = _start(row, column, image)
                 return _put(image, _take(image, start, window) + added, start)
 
-            return _loop(crop.shape[0], add_sample, image, unroll=_MANY // shape[2])
+            return _loop(crop.shape[0], add_sample, image, unroll=_MANY // _known(shape[2]))
 
         def add_box(n: Array, image: Array) -> Array:
             return _loop(height, lambda i, image: add_row(n, i, image), image)
@@ -144,7 +143,7 @@ def box_cotangent(crops: Array, image: Array, rows: Taps, columns: Taps) -> tupl
 
             row_sums, column_sums = sums
             row_sum = _zeros((channels,), rows, crops)
-            row_sum, column_sums = _loop(width, add_sample, (row_sum, column_sums), unroll=_MANY // channels)
+            row_sum, column_sums = _loop(width, add_sample, (row_sum, column_sums), unroll=_MANY // _known(channels))
             return _put(row_sums, _sum(row_sum[None]), (i,)), column_sums
 
         def of_box(n: Array, results: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -185,7 +184,12 @@ def _table(taps: Taps, image: tuple[int, ...] = (1, 1, 1)) -> _Table:
 def _merged(shape: tuple[int, ...]) -> tuple[int, ...]:
     """The shape ``(R, W, C)``, or that of one run of floats for each row: the faster one if channels are few."""
     rows, columns, channels = shape
-    return (rows, columns * channels) if channels < 16 else shape
+    return (rows, columns * channels) if _known(channels) < 16 else shape
+
+
+def _known(channels: int) -> int:
+    """The number of channels; if that is left open (`jax.export`), a large one of which nothing but 1 is a divisor."""
+    return channels if isinstance(channels, int) else 2**31 - 1
 
 
 def _needed(rows: Taps, columns: Taps) -> Array:
@@ -201,10 +205,15 @@ def _row_of_samples(crops: Array, n: Array, i: Array, height: int, row: _Table, 
     """The cotangents of the samples of one of ``height`` rows of a box, ``[w * samples, C]``, and which are inside."""
     _, bins, width, channels = crops.shape
     down, across = height // bins, columns.places.shape[0] // width
-    of_bins = _take(crops, (n, lax.div(i, jnp.int32(down)), 0, 0), (1, 1, width, channels))
+    of_bins = _take(crops, (n, _split(i, down)[0], 0, 0), (1, 1, width, channels))
     of_bins = of_bins.astype(row.weights.dtype).reshape(width, 1, channels)
     of_samples = jnp.broadcast_to(of_bins, (width, across, channels)).reshape(-1, channels)
     return of_samples, (row.places[1] & columns.places[:, 1]) != 0
+
+
+def _split(index: Array, count: int) -> tuple[Array, Array]:
+    """Which run of ``count`` elements an element is in, and which of them it is."""
+    return lax.div(index, jnp.int32(count)), lax.rem(index, jnp.int32(count))
 
 
 def _at(arrays: Any, *indices: Array) -> Any:
@@ -243,7 +252,7 @@ def _between(values: Any, weights: Array) -> Array:
 def _sum(values: Array) -> Array:
     """``[n, C]`` to ``[n]``; not by a reduction: XLA leaves large ones to a library, which a small call cannot use."""
     count, channels = values.shape
-    lanes = math.gcd(channels, 16)  # so many sums at once, which are then folded
+    lanes = math.gcd(_known(channels), 16)  # so many sums at once, which are then folded
 
     def add(k: Array, sums: Array) -> Array:
         return sums + _take(values, (0, k * lanes), (count, lanes))

@@ -195,8 +195,8 @@ def _pool(maps: tuple[Array, ...], boxes: Array, box_indices: Array | None, fill
     if box_indices is not None:
         rows = _geometry.of_items(rows, box_indices, batch, height)
 
-    taps = tuple((min(h, 2), min(w, 2)) for h, w in zip(heights, widths, strict=True))
-    scheme = Scheme(taps, (pooling.samples, pooling.samples), dtype)
+    windows = tuple((min(h, 2), min(w, 2)) for h, w in zip(heights, widths, strict=True))
+    scheme = Scheme(windows, (pooling.samples, pooling.samples), dtype)
     share = jnp.broadcast_to(1 / jnp.asarray(down * across, compute), boxes.shape[0])
     images = tuple(m.reshape(-1, *m.shape[2:]) for m in maps)
     return sample(scheme, images, Samples(rows, columns, level, share), jnp.zeros(channels, compute))

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.custom_derivatives import SymbolicZero
 from jax.experimental.xla_metadata import set_xla_metadata
+from jax.typing import ArrayLike
 
 from jax_crop._geometry import Axis
 from jax_crop._linear import linear
@@ -33,19 +34,19 @@ class Scheme(NamedTuple):
     """What is known of crops before their data is.
 
     Attributes:
-        taps: of each image, how many pixels a sample weighs along (rows, columns): 2 for linear interpolation, else 1.
+        windows: of each image, how many (rows, columns) of pixels a sample weighs: 2 for linear interpolation, else 1.
         samples: how many samples an output pixel sums along (rows, columns): 1 but for pooling.
         dtype: of the crops.
     """
 
-    taps: tuple[tuple[int, int], ...]
+    windows: tuple[tuple[int, int], ...]
     samples: tuple[int, int]
     dtype: Any
 
     @property
-    def most_taps(self) -> tuple[int, int]:
-        """Of any image."""
-        rows, columns = zip(*self.taps, strict=True)
+    def window(self) -> tuple[int, int]:
+        """The largest of any image."""
+        rows, columns = zip(*self.windows, strict=True)
         return max(rows), max(columns)
 
     @property
@@ -95,10 +96,8 @@ def sample(scheme: Scheme, images: tuple[Array, ...], samples: Samples, fill: Ar
         ``[N, h, w, C]`` in the scheme's dtype, differentiable in images, fractions and fill.
     """
     if len(images) == 1:
-        return _crops(scheme, images, (samples, fill))
-    return linear(
-        functools.partial(_crops, scheme), images, (samples, fill), on_cpu=functools.partial(_crops_in_turn, scheme)
-    )
+        return _crops(scheme, images, samples, fill)
+    return linear(functools.partial(_crops, scheme), images, samples, on_cpu=functools.partial(_crops_in_turn, scheme))
 
 
 @functools.partial(sample.defjvp, symbolic_zeros=True)
@@ -139,14 +138,12 @@ def _dense(dots: Sequence[Any], primals: Sequence[Array]) -> list[Array]:
     ]
 
 
-def _crops(scheme: Scheme, images: Sequence[Array], tables: tuple[Samples, Array]) -> Array:
-    samples, fill = tables
+def _crops(scheme: Scheme, images: Sequence[Array], samples: Samples, fill: ArrayLike = 0) -> Array:
     image, samples = _stacked(scheme, images, samples)
     # Under vmap, XLA would order an axis of one box so that it could not fuse the gather.
     if one := samples.share.shape == (1,):
         samples = jax.tree.map(lambda x: x[0], samples)
-    taps = scheme.most_taps
-    neighbours = _neighbours(taps[0], samples.rows), _neighbours(taps[1], samples.columns)
+    neighbours = _neighbours(scheme.window[0], samples.rows), _neighbours(scheme.window[1], samples.columns)
     row_neighbours, column_neighbours = _in_memory(lax.optimization_barrier(neighbours))  # not anew for each channel
 
     def value(rows: Neighbours, columns: Neighbours) -> Array:
@@ -156,9 +153,8 @@ def _crops(scheme: Scheme, images: Sequence[Array], tables: tuple[Samples, Array
     return crops[None] if one else crops
 
 
-def _crops_in_turn(scheme: Scheme, images: Sequence[Array], tables: tuple[Samples, Array]) -> Array:
-    """The same on a CPU, image after image, for a stack would be a copy of them all. Samples outside count 0."""
-    samples, _ = tables
+def _crops_in_turn(scheme: Scheme, images: Sequence[Array], samples: Samples) -> Array:
+    """The same on a CPU, image after image, for a stack would be a copy of them all."""
     (boxes, height), (_, width) = samples.rows.index.shape, samples.columns.index.shape
     down, across = scheme.samples
     shape = (boxes, height // down, width // across, images[0].shape[2])
@@ -174,7 +170,7 @@ def _stacked(scheme: Scheme, images: Sequence[Array], samples: Samples) -> tuple
         return images[0], samples
     widest = max(image.shape[1] for image in images)
     # Of images of one row, each row is followed by one of zeros: whoever takes two must not see the next image's.
-    spacing = [1 + scheme.most_taps[0] - taps for taps, _ in scheme.taps]
+    spacing = [1 + scheme.window[0] - rows for rows, _ in scheme.windows]
     padded = [
         jnp.pad(image[:, None], ((0, 0), (0, space - 1), (0, widest - image.shape[1]), (0, 0)))
         for image, space in zip(images, spacing, strict=True)
@@ -216,8 +212,8 @@ def _interpolate(scheme: Scheme, image: Array, rows: Neighbours, columns: Neighb
     return _lerp([across(row) for row in rows.indices], rows.weight[..., :, None, None], finite)
 
 
-def _neighbours(taps: int, axis: Axis) -> Neighbours:
-    if taps == 1:
+def _neighbours(window: int, axis: Axis) -> Neighbours:
+    if window == 1:
         return Neighbours([axis.index], axis.fraction, axis.inside)
     on_second = axis.fraction == 1
     return Neighbours(
@@ -275,19 +271,19 @@ def _fill_tangent(scheme: Scheme, fill_dot: Array, samples: Samples) -> Array:
     return _sum_of_samples(scheme, samples.rows.inside, samples.columns.inside, samples.share, value)
 
 
-def _taps(taps: tuple[int, int], rows: Axis, columns: Axis) -> tuple[Taps, Taps]:
+def _taps(window: tuple[int, int], rows: Axis, columns: Axis) -> tuple[Taps, Taps]:
     def along(count: int, axis: Axis) -> Taps:
         weights = jnp.stack([1 - axis.fraction, axis.fraction][:count], axis=-1)
         return Taps(axis.index, weights, axis.inside)
 
-    return along(taps[0], rows), along(taps[1], columns)
+    return along(window[0], rows), along(window[1], columns)
 
 
 def _taps_of_each(scheme: Scheme, samples: Samples) -> list[tuple[Taps, Taps]]:
     """What the samples weigh of each image."""
     of_each = []
-    for k, taps in enumerate(scheme.taps):
-        rows, columns = _taps(taps, samples.rows, samples.columns)
+    for k, window in enumerate(scheme.windows):
+        rows, columns = _taps(window, samples.rows, samples.columns)
         if samples.level is not None:
             rows = rows._replace(inside=rows.inside & (samples.level == k)[:, None])
         of_each.append((rows, columns))
@@ -297,9 +293,9 @@ def _taps_of_each(scheme: Scheme, samples: Samples) -> list[tuple[Taps, Taps]]:
 def _image_tangent(scheme: Scheme, images_dot: Sequence[Array], samples: Samples) -> Array:
     """The tangent of crops, linear in the images': its transpose is one scatter-add of windows."""
     image_dot, samples = _stacked(scheme, [image.astype(scheme.compute) for image in images_dot], samples)
-    rows, columns = _taps(scheme.most_taps, samples.rows, samples.columns)
+    rows, columns = _taps(scheme.window, samples.rows, samples.columns)
     starts = rows.first[:, :, None], columns.first[:, None, :]
-    windows = _windows(image_dot, starts, (*scheme.most_taps, image_dot.shape[2]))
+    windows = _windows(image_dot, starts, (*scheme.window, image_dot.shape[2]))
     weights = rows.weights[:, :, None, :, None] * columns.weights[:, None, :, None]
     tangent = jnp.sum(windows * weights[..., None], axis=(3, 4))
     return _pool(scheme, jnp.where(_inside(rows.inside, columns.inside), tangent, 0), samples.share)
@@ -339,10 +335,9 @@ def _box_cotangent(scheme: Scheme, crops: Array, tables: tuple[Sequence[Array], 
 
 def _slope(scheme: Scheme, axis: int, image: Array, rows: Axis, columns: Axis) -> Array:
     """The slope of the surface along rows (axis 0) or columns (1) at each sample, ``[N, h, w, C]``."""
-    taps = scheme.most_taps
     (above_left, above_right), (below_left, below_right) = (
-        [_pixels(image, rows.index + i, columns.index + j).astype(scheme.compute) for j in (0, taps[1] - 1)]
-        for i in (0, taps[0] - 1)
+        [_pixels(image, rows.index + i, columns.index + j).astype(scheme.compute) for j in (0, scheme.window[1] - 1)]
+        for i in (0, scheme.window[0] - 1)
     )
     if axis == 0:
         x = columns.fraction[:, None, :, None]

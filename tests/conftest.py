@@ -13,6 +13,7 @@ import contextlib
 import jax
 import pytest
 from hypothesis import HealthCheck, settings
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 settings.register_profile(
     "tests",
@@ -35,6 +36,12 @@ def jax_config(**options):
     finally:
         for name, value in before.items():
             jax.config.update(name, value)
+
+
+def on_a_mesh(arrays):
+    """On two devices that XLA shares the work between: a program has no loops of a CPU there, but runs as on a GPU."""
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
+    return jax.device_put(arrays, NamedSharding(mesh, PartitionSpec()))
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -12,7 +12,7 @@ from jax import export
 import jax_crop
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
-BATCH, COUNT = export.symbolic_shape("batch, count")
+BATCH, COUNT, CHANNELS = export.symbolic_shape("batch, count, channels")
 
 
 def shapes(*kinds):
@@ -47,6 +47,10 @@ CASES = {
     "with_indices": (crop, WITH_INDICES),
     "one_image": (crop, shapes(((16, 20, 3), jnp.float32), ((COUNT, 4), jnp.float32))),
     "boxes_for_each": (crop, shapes(IMAGES, EACH)),
+    "any_channels": (
+        crop,
+        shapes(((BATCH, 16, 20, CHANNELS), jnp.float32), ((COUNT, 4), jnp.float32), ((COUNT,), jnp.int32)),
+    ),
     "nearest_of_bytes": (nearest, shapes(((BATCH, 16, 20, 3), jnp.uint8), EACH)),
     "roi_align": (pool, WITH_INDICES),
     "adaptive": (pool_adaptively, shapes(IMAGES, EACH)),
@@ -71,9 +75,8 @@ def gradient(function):
 def examples(arguments, **sizes):
     """Arrays for symbolic shapes."""
     rng = np.random.default_rng(0)
-    scope = {symbol: sizes[str(symbol)] for symbol in (BATCH, COUNT)}
     for a in arguments:
-        shape = [scope.get(n, n) for n in a.shape]
+        shape = [sizes.get(str(n), n) for n in a.shape]
         yield (rng.uniform(0, 1, shape) if a.dtype == jnp.float32 else rng.integers(0, 2, shape)).astype(a.dtype)
 
 
@@ -90,7 +93,7 @@ def test_every_platform_and_any_number(case, order):
     saved = export.export(jax.jit(function), platforms=PLATFORMS)(*arguments).serialize()
     loaded = export.deserialize(saved)
     assert loaded.platforms == PLATFORMS
-    for sizes in ({"batch": 2, "count": 6}, {"batch": 3, "count": 1}):
+    for sizes in ({"batch": 2, "count": 6, "channels": 20}, {"batch": 3, "count": 1, "channels": 1}):
         values = list(examples(arguments, **sizes))
         assert_same(loaded.call(*values), function(*values))
 

@@ -4,11 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jax_crop
 from jax_crop import crop_and_resize
+from tests.conftest import on_a_mesh
 from tests.test_derivatives import assert_as_reference, pull_back, random_case
 
 RNG = np.random.default_rng(0)
@@ -36,9 +36,8 @@ def test_loops_are_taken_where_a_device_is_alone(operation, argument):
         return jax.jit(gradient).lower(image, boxes).compile().as_text()
 
     gradient = jax.grad(operation, argument)
-    mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
-    replicated = jax.device_put((IMAGE, BOXES), NamedSharding(mesh, P()))
-    alone = jax.shard_map(gradient, mesh=mesh, in_specs=P(), out_specs=P())
+    replicated = on_a_mesh((IMAGE, BOXES))
+    alone = jax.shard_map(gradient, mesh=replicated[0].sharding.mesh, in_specs=P(), out_specs=P())
     assert "xla_cpu_small_call" in program(gradient, IMAGE, BOXES)
     assert "xla_cpu_small_call" in program(alone, *replicated)
     assert "xla_cpu_small_call" not in program(gradient, *replicated)
@@ -48,8 +47,7 @@ def test_loops_are_taken_where_a_device_is_alone(operation, argument):
 @GRADIENTS
 def test_loops_equal_the_transpose_of_jax(operation, argument):
     gradient = jax.jit(jax.grad(operation, argument))
-    mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
-    by_loops, by_jax = gradient(IMAGE, BOXES), gradient(*jax.device_put((IMAGE, BOXES), NamedSharding(mesh, P())))
+    by_loops, by_jax = gradient(IMAGE, BOXES), gradient(*on_a_mesh((IMAGE, BOXES)))
     np.testing.assert_allclose(by_loops, by_jax, rtol=0, atol=2e-6 * np.abs(by_jax).max())
 
 

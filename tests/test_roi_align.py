@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import jax_crop
 from tests import roi_oracle
-from tests.conftest import jax_config
+from tests.conftest import jax_config, on_a_mesh
 
 SIZE = (13, 17)
 FEATURES = np.random.default_rng(0).standard_normal((2, *SIZE, 3), dtype=np.float32)
@@ -448,12 +447,6 @@ def test_strict_modes_adaptive(enable_x64):
 def as_they_are(arrays):
     """On one device, where a CPU has a program of its own."""
     return arrays
-
-
-def on_a_mesh(arrays):
-    """On two devices, where it has not: one gather from all levels, as on a GPU."""
-    mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
-    return jax.device_put(arrays, NamedSharding(mesh, PartitionSpec()))
 
 
 PLACES = pytest.mark.parametrize("placed", [as_they_are, on_a_mesh])

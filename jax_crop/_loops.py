@@ -41,30 +41,31 @@ def with_crops(crops: Array, image: Array, rows: Taps, columns: Taps, share: Arr
     channels = image.shape[2]
     window = rows.weights.shape[2], columns.weights.shape[2], channels
 
-    def with_all(crops: Array, image: Array, rows: _Table, columns: _Table, share: Array, needed: Array) -> Array:
+    def with_all(crops: Array, image: Array, rows: _Table, columns: _Table, share: Array, turns: Array) -> Array:
         _, height, width, _ = crops.shape
         down, across = rows.places.shape[1] // height, columns.places.shape[1] // width
 
-        def with_bin(n: Array, bin_: Array, crops: Array) -> Array:
-            i, j = _split(bin_, width)
+        def with_bins(turn: Array, crops: Array) -> Array:
+            n, i = _split(turn, height)
 
-            def add_sample(sample: Array, total: Array) -> Array:
-                y, x = _split(sample, across)
-                row, column = _at(rows, n, i * down + y), _at(columns, n, j * across + x)
-                pixels = _take(image, _start(row, column, image), window).astype(total.dtype)
-                lines = [_between(line, column.weights) for line in pixels]
-                inside = (row.places[1] & column.places[1]) != 0
-                return total + _only(inside, _between(lines, row.weights))
+            def with_bin(j: Array, crops: Array) -> Array:
+                def add_sample(sample: Array, total: Array) -> Array:
+                    y, x = _split(sample, across)
+                    row, column = _at(rows, n, i * down + y), _at(columns, n, j * across + x)
+                    pixels = _take(image, _start(row, column, image), window).astype(total.dtype)
+                    lines = [_between(line, column.weights) for line in pixels]
+                    inside = (row.places[1] & column.places[1]) != 0
+                    return total + _only(inside, _between(lines, row.weights))
 
-            total = _loop(down * across, add_sample, _zeros((channels,), rows, crops))
-            return _put(crops, (total * _at(share, n))[None, None, None], (n, i, j, 0))
+                total = _loop(down * across, add_sample, _zeros((channels,), rows, crops))
+                return _put(crops, (total * _at(share, n))[None, None, None], (n, i, j, 0))
 
-        def with_box(n: Array, crops: Array) -> Array:
-            return _loop(height * width, lambda bin_, crops: with_bin(n, bin_, crops), crops)
+            return _loop(width, with_bin, crops)
 
-        return _for_each(needed, with_box, crops)
+        return _in_turn(turns, with_bins, crops)
 
-    return _small(with_all, crops, image, _table(rows), _table(columns), share, _needed(rows, columns))
+    turns = _turns(rows, columns, crops.shape[1])
+    return _small(with_all, crops, image, _table(rows), _table(columns), share, turns)
 
 
 def image_cotangent(shape: tuple[int, ...], crops: Array, rows: Taps, columns: Taps) -> Array:
@@ -81,10 +82,11 @@ def image_cotangent(shape: tuple[int, ...], crops: Array, rows: Taps, columns: T
     """
     window = _merged((rows.weights.shape[2], columns.weights.shape[2], shape[2]))
 
-    def cotangent(image: Array, crops: Array, rows: _Table, columns: _Table, needed: Array) -> Array:
+    def cotangent(image: Array, crops: Array, rows: _Table, columns: _Table, turns: Array) -> Array:
         height = rows.places.shape[1]
 
-        def add_row(n: Array, i: Array, image: Array) -> Array:
+        def add_row(turn: Array, image: Array) -> Array:
+            n, i = _split(turn, height)
             row, own_columns = _at(rows, n, i), _at(columns, n)
             crop, inside = _row_of_samples(crops, n, i, height, row, own_columns)
             crop = _only(inside[:, None], crop)
@@ -98,14 +100,11 @@ def image_cotangent(shape: tuple[int, ...], crops: Array, rows: Taps, columns: T
 
             return _loop(crop.shape[0], add_sample, image, unroll=_MANY // _known(shape[2]))
 
-        def add_box(n: Array, image: Array) -> Array:
-            return _loop(height, lambda i, image: add_row(n, i, image), image)
-
-        return _for_each(needed, add_box, image).reshape(shape)
+        return _in_turn(turns, add_row, image).reshape(shape)
 
     tables = _table(rows), _table(columns, shape)
     zeros = _zeros(_merged(shape), tables[0], crops)  # set by all threads, each of which is the first to use its pages
-    return _small(cotangent, zeros, crops, *tables, _needed(rows, columns))
+    return _small(cotangent, zeros, crops, *tables, _turns(rows, columns, rows.first.shape[1]))
 
 
 def box_cotangent(crops: Array, image: Array, rows: Taps, columns: Taps) -> tuple[Array, Array]:
@@ -123,7 +122,7 @@ def box_cotangent(crops: Array, image: Array, rows: Taps, columns: Taps) -> tupl
     channels = image.shape[2]
     window = rows.weights.shape[2], columns.weights.shape[2], channels
 
-    def cotangent(crops: Array, image: Array, rows: _Table, columns: _Table, needed: Array) -> tuple[Array, Array]:
+    def cotangent(crops: Array, image: Array, rows: _Table, columns: _Table, turns: Array) -> tuple[Array, Array]:
         image = image.reshape(_merged(image.shape))
         (boxes, height, _), width = rows.places.shape, columns.places.shape[1]
 
@@ -154,9 +153,9 @@ def box_cotangent(crops: Array, image: Array, rows: Taps, columns: Taps) -> tupl
             return _put(of_rows, row_sums[None], (n, 0)), _put(of_columns, _sum(column_sums)[None], (n, 0))
 
         zeros = _zeros((boxes, height), rows, crops), _zeros((boxes, width), rows, crops)
-        return _for_each(needed, of_box, zeros)
+        return _in_turn(turns, of_box, zeros)
 
-    return _small(cotangent, crops, image, _table(rows), _table(columns, image.shape), _needed(rows, columns))
+    return _small(cotangent, crops, image, _table(rows), _table(columns, image.shape), _turns(rows, columns, 1))
 
 
 # How many floats a step of a loop should add at least: a few pixels, or many channels of one.
@@ -192,9 +191,17 @@ def _known(channels: int) -> int:
     return channels if isinstance(channels, int) else 2**31 - 1
 
 
-def _needed(rows: Taps, columns: Taps) -> Array:
-    """``[N]``, 1 for boxes that have a sample inside, 0 for others."""
-    return (jnp.any(rows.inside, axis=1) & jnp.any(columns.inside, axis=1)).astype(jnp.int32)
+def _turns(rows: Taps, columns: Taps, parts: int) -> Array:
+    """How many of all boxes' equal parts have a sample inside, then which: down the image, for it to stay in caches.
+
+    A box has a number of parts, each some of its rows of samples; the result is ``[1 + N * parts]``.
+    """
+    first, inside = (
+        x.reshape(-1, x.shape[1] // parts) for x in (rows.first, rows.inside & jnp.any(columns.inside, 1)[:, None])
+    )
+    needed = jnp.any(inside, axis=1)
+    order = jnp.argsort(jnp.where(needed, first[:, 0], jnp.iinfo(jnp.int32).max))
+    return jnp.concatenate([jnp.sum(needed)[None], order]).astype(jnp.int32)
 
 
 def _start(row: _Table, column: _Table, image: Array) -> tuple[Any, ...]:
@@ -270,13 +277,9 @@ def _zeros(shape: tuple[int, ...], rows: _Table, crops: Array) -> Array:
     return jnp.broadcast_to(zero, shape)
 
 
-def _for_each(needed: Array, body: Callable[[Array, Any], Any], carry: Any) -> Any:
-    """A loop over those boxes that are needed."""
-
-    def if_needed(n: Array, carry: Any) -> Any:
-        return lax.fori_loop(0, _at(needed, n), lambda _, carry: body(n, carry), carry)
-
-    return _loop(needed.shape[0], if_needed, carry)
+def _in_turn(turns: Array, body: Callable[[Array, Any], Any], carry: Any) -> Any:
+    """A loop over the parts that `_turns` found."""
+    return lax.fori_loop(0, _at(turns, 0), lambda k, carry: body(_at(turns, k + 1), carry), carry)
 
 
 def _loop(count: int, body: Callable[[Array, Any], Any], carry: Any, unroll: int = 1) -> Any:

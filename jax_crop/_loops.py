@@ -41,12 +41,12 @@ def with_crops(crops: Array, image: Array, rows: Taps, columns: Taps, share: Arr
     channels = image.shape[2]
     window = rows.weights.shape[2], columns.weights.shape[2], channels
 
-    def with_all(crops: Array, image: Array, rows: _Table, columns: _Table, share: Array, turns: Array) -> Array:
+    def with_all(crops: Array, image: Array, rows: _Table, columns: _Table, share: Array, starts: Array) -> Array:
         _, height, width, _ = crops.shape
         down, across = rows.places.shape[1] // height, columns.places.shape[1] // width
 
-        def with_bins(turn: Array, crops: Array) -> Array:
-            n, i = _split(turn, height)
+        def with_bins(part: Array, crops: Array) -> Array:
+            n, i = _split(part, height)
 
             def with_bin(j: Array, crops: Array) -> Array:
                 def add_sample(sample: Array, total: Array) -> Array:
@@ -62,10 +62,10 @@ def with_crops(crops: Array, image: Array, rows: Taps, columns: Taps, share: Arr
 
             return _loop(width, with_bin, crops)
 
-        return _in_turn(turns, with_bins, crops)
+        return _down(starts, image.shape[0], with_bins, crops)
 
-    turns = _turns(rows, columns, crops.shape[1])
-    return _small(with_all, crops, image, _table(rows), _table(columns), share, turns)
+    starts = _starts(rows, columns, crops.shape[1], image.shape[0])
+    return _small(with_all, crops, image, _table(rows), _table(columns), share, starts)
 
 
 def image_cotangent(shape: tuple[int, ...], crops: Array, rows: Taps, columns: Taps) -> Array:
@@ -82,11 +82,11 @@ def image_cotangent(shape: tuple[int, ...], crops: Array, rows: Taps, columns: T
     """
     window = _merged((rows.weights.shape[2], columns.weights.shape[2], shape[2]))
 
-    def cotangent(image: Array, crops: Array, rows: _Table, columns: _Table, turns: Array) -> Array:
+    def cotangent(image: Array, crops: Array, rows: _Table, columns: _Table, starts: Array) -> Array:
         height = rows.places.shape[1]
 
-        def add_row(turn: Array, image: Array) -> Array:
-            n, i = _split(turn, height)
+        def add_row(part: Array, image: Array) -> Array:
+            n, i = _split(part, height)
             row, own_columns = _at(rows, n, i), _at(columns, n)
             crop, inside = _row_of_samples(crops, n, i, height, row, own_columns)
             crop = _only(inside[:, None], crop)
@@ -100,11 +100,11 @@ def image_cotangent(shape: tuple[int, ...], crops: Array, rows: Taps, columns: T
 
             return _loop(crop.shape[0], add_sample, image, unroll=_MANY // _known(shape[2]))
 
-        return _in_turn(turns, add_row, image).reshape(shape)
+        return _down(starts, shape[0], add_row, image).reshape(shape)
 
     tables = _table(rows), _table(columns, shape)
     zeros = _zeros(_merged(shape), tables[0], crops)  # set by all threads, each of which is the first to use its pages
-    return _small(cotangent, zeros, crops, *tables, _turns(rows, columns, rows.first.shape[1]))
+    return _small(cotangent, zeros, crops, *tables, _starts(rows, columns, rows.first.shape[1], shape[0]))
 
 
 def box_cotangent(crops: Array, image: Array, rows: Taps, columns: Taps) -> tuple[Array, Array]:
@@ -122,7 +122,7 @@ def box_cotangent(crops: Array, image: Array, rows: Taps, columns: Taps) -> tupl
     channels = image.shape[2]
     window = rows.weights.shape[2], columns.weights.shape[2], channels
 
-    def cotangent(crops: Array, image: Array, rows: _Table, columns: _Table, turns: Array) -> tuple[Array, Array]:
+    def cotangent(crops: Array, image: Array, rows: _Table, columns: _Table, starts: Array) -> tuple[Array, Array]:
         image = image.reshape(_merged(image.shape))
         (boxes, height, _), width = rows.places.shape, columns.places.shape[1]
 
@@ -153,9 +153,11 @@ def box_cotangent(crops: Array, image: Array, rows: Taps, columns: Taps) -> tupl
             return _put(of_rows, row_sums[None], (n, 0)), _put(of_columns, _sum(column_sums)[None], (n, 0))
 
         zeros = _zeros((boxes, height), rows, crops), _zeros((boxes, width), rows, crops)
-        return _in_turn(turns, of_box, zeros)
+        return _down(starts, image.shape[0], of_box, zeros)
 
-    return _small(cotangent, crops, image, _table(rows), _table(columns, image.shape), _turns(rows, columns, 1))
+    return _small(
+        cotangent, crops, image, _table(rows), _table(columns, image.shape), _starts(rows, columns, 1, image.shape[0])
+    )
 
 
 # How many floats a step of a loop should add at least: a few pixels, or many channels of one.
@@ -191,17 +193,14 @@ def _known(channels: int) -> int:
     return channels if isinstance(channels, int) else 2**31 - 1
 
 
-def _turns(rows: Taps, columns: Taps, parts: int) -> Array:
-    """How many of all boxes' equal parts have a sample inside, then which: down the image, for it to stay in caches.
+def _starts(rows: Taps, columns: Taps, parts: int, height: int) -> Array:
+    """In which row of an image of some height each of all boxes' equal parts starts; below if no sample is inside.
 
-    A box has a number of parts, each some of its rows of samples; the result is ``[1 + N * parts]``.
+    A box has a number of parts, each some of its rows of samples; the result is ``[N * parts]``.
     """
-    first, inside = (
-        x.reshape(-1, x.shape[1] // parts) for x in (rows.first, rows.inside & jnp.any(columns.inside, 1)[:, None])
-    )
-    needed = jnp.any(inside, axis=1)
-    order = jnp.argsort(jnp.where(needed, first[:, 0], jnp.iinfo(jnp.int32).max))
-    return jnp.concatenate([jnp.sum(needed)[None], order]).astype(jnp.int32)
+    inside = rows.inside & jnp.any(columns.inside, axis=1)[:, None]
+    first, inside = (x.reshape(-1, x.shape[1] // parts) for x in (rows.first, inside))
+    return jnp.where(jnp.any(inside, axis=1), first[:, 0], height)
 
 
 def _start(row: _Table, column: _Table, image: Array) -> tuple[Any, ...]:
@@ -210,6 +209,7 @@ def _start(row: _Table, column: _Table, image: Array) -> tuple[Any, ...]:
 
 def _row_of_samples(crops: Array, n: Array, i: Array, height: int, row: _Table, columns: _Table) -> tuple[Array, Array]:
     """The cotangents of the samples of one of ``height`` rows of a box, ``[w * samples, C]``, and which are inside."""
+    crops, n = lax.optimization_barrier((crops, n))  # or XLA would convert all crops of bfloat16 before the loop
     _, bins, width, channels = crops.shape
     down, across = height // bins, columns.places.shape[0] // width
     of_bins = _take(crops, (n, _split(i, down)[0], 0, 0), (1, 1, width, channels))
@@ -223,7 +223,7 @@ def _split(index: Array, count: int) -> tuple[Array, Array]:
     return lax.div(index, jnp.int32(count)), lax.rem(index, jnp.int32(count))
 
 
-def _at(arrays: Any, *indices: Array) -> Any:
+def _at(arrays: Any, *indices: int | Array) -> Any:
     """Element ``indices`` of arrays' first axes."""
 
     def element(array: Array) -> Array:
@@ -272,14 +272,37 @@ def _sum(values: Array) -> Array:
 
 
 def _zeros(shape: tuple[int, ...], rows: _Table, crops: Array) -> Array:
-    """Zeros; within `jax.shard_map` of a type that differs between devices as the crops do."""
-    zero, _ = lax.optimization_barrier((jnp.zeros((), rows.weights.dtype), crops))
-    return jnp.broadcast_to(zero, shape)
+    return _full(shape, jnp.zeros((), rows.weights.dtype), crops)
 
 
-def _in_turn(turns: Array, body: Callable[[Array, Any], Any], carry: Any) -> Any:
-    """A loop over the parts that `_turns` found."""
-    return lax.fori_loop(0, _at(turns, 0), lambda k, carry: body(_at(turns, k + 1), carry), carry)
+def _full(shape: tuple[int, ...], value: Array, like: Array) -> Array:
+    """An array of one value; within `jax.shard_map` of a type that differs between devices as another array does."""
+    value, _ = lax.optimization_barrier((value, like))
+    return jnp.broadcast_to(value, shape)
+
+
+def _down(starts: Array, height: int, body: Callable[[Array, Any], Any], carry: Any) -> Any:
+    """A loop over what starts in an image of some height, row after row, for the image to stay in caches."""
+    none = jnp.int32(starts.shape[0])
+
+    # Which is the first to start in each row, and which follows on each: quicker than XLA's sort.
+    def link(step: Array, links: tuple[Array, Array]) -> tuple[Array, Array]:
+        first, following = links
+        part = none - 1 - step
+        row = _at(starts, part)
+        return _put(first, part[None], (row,)), _put(following, _at(first, row)[None], (part,))
+
+    links = _full((height + 1,), none, starts), _full(starts.shape, none, starts)
+    first, following = _loop(starts.shape[0], link, links)
+
+    def of_row(row: Array, carry: Any) -> Any:
+        def of_next(state: tuple[Array, Any]) -> tuple[Array, Any]:
+            part, carry = state
+            return _at(following, part), body(part, carry)
+
+        return lax.while_loop(lambda state: state[0] < none, of_next, (_at(first, row), carry))[1]
+
+    return _loop(height, of_row, carry)
 
 
 def _loop(count: int, body: Callable[[Array, Any], Any], carry: Any, unroll: int = 1) -> Any:

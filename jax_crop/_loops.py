@@ -87,18 +87,17 @@ def image_cotangent(shape: tuple[int, ...], crops: Array, rows: Taps, columns: T
 
         def add_row(part: Array, image: Array) -> Array:
             n, i = _split(part, height)
-            row, own_columns = _at(rows, n, i), _at(columns, n)
-            crop, inside = _row_of_samples(crops, n, i, height, row, own_columns)
-            crop = _only(inside[:, None], crop)
+            row = _at(rows, n, i)
 
             def add_sample(j: Array, image: Array) -> Array:
-                column, value = _at((own_columns, crop), j)
+                column = _at(columns, n, j)
+                value = _only(_inside(row, column), _sample(crops, n, i, j, rows, columns))
                 weights = row.weights[:, None] * column.weights[None]
                 added = (weights[..., None] * value[None, None]).reshape(window)
                 start = _start(row, column, image)
                 return _put(image, _take(image, start, window) + added, start)
 
-            return _loop(crop.shape[0], add_sample, image, unroll=_MANY // _known(shape[2]))
+            return _loop(columns.places.shape[1], add_sample, image, unroll=_MANY // _known(shape[2]))
 
         return _down(starts, shape[0], add_row, image).reshape(shape)
 
@@ -128,15 +127,16 @@ def box_cotangent(crops: Array, image: Array, rows: Taps, columns: Taps) -> tupl
 
         def add_row(n: Array, i: Array, sums: tuple[Array, Array]) -> tuple[Array, Array]:
             row, own_columns = _at(rows, n, i), _at(columns, n)
-            crop, inside = _row_of_samples(crops, n, i, height, row, own_columns)
+            crop = _row_of_samples(crops, n, i, rows, columns)
 
             def add_sample(j: Array, sums: tuple[Array, Array]) -> tuple[Array, Array]:
                 row_sum, column_sums = sums
-                column, value, is_inside = _at((own_columns, crop, inside), j)
+                column, value = _at((own_columns, crop), j)
                 pixels = _take(image, _start(row, column, image), _merged(window)).astype(value.dtype).reshape(window)
                 down = sum((pixels[-1, k] - pixels[0, k]) * column.weights[k] for k in range(window[1]))
                 across = sum((pixels[k, -1] - pixels[k, 0]) * row.weights[k] for k in range(window[0]))
-                down, across = _only(is_inside, down * value), _only(is_inside, across * value)
+                inside = _inside(row, column)
+                down, across = _only(inside, down * value), _only(inside, across * value)
                 column_sum = _take(column_sums, (j, 0), (1, channels)) + across[None]
                 return row_sum + down, _put(column_sums, column_sum, (j, 0))
 
@@ -207,15 +207,24 @@ def _start(row: _Table, column: _Table, image: Array) -> tuple[Any, ...]:
     return (row.places[0], column.places[0], 0)[: image.ndim]
 
 
-def _row_of_samples(crops: Array, n: Array, i: Array, height: int, row: _Table, columns: _Table) -> tuple[Array, Array]:
-    """The cotangents of the samples of one of ``height`` rows of a box, ``[w * samples, C]``, and which are inside."""
+def _inside(row: _Table, column: _Table) -> Array:
+    return (row.places[1] & column.places[1]) != 0
+
+
+def _sample(crops: Array, n: Array, i: Array, j: Array, rows: _Table, columns: _Table) -> Array:
+    """The cotangent ``[C]`` of a sample, which is that of its bin."""
     crops, n = lax.optimization_barrier((crops, n))  # or XLA would convert all crops of bfloat16 before the loop
-    _, bins, width, channels = crops.shape
-    down, across = height // bins, columns.places.shape[0] // width
-    of_bins = _take(crops, (n, _split(i, down)[0], 0, 0), (1, 1, width, channels))
-    of_bins = of_bins.astype(row.weights.dtype).reshape(width, 1, channels)
-    of_samples = jnp.broadcast_to(of_bins, (width, across, channels)).reshape(-1, channels)
-    return of_samples, (row.places[1] & columns.places[:, 1]) != 0
+    down, across = rows.places.shape[1] // crops.shape[1], columns.places.shape[1] // crops.shape[2]
+    return _at(crops, n, _split(i, down)[0], _split(j, across)[0]).astype(rows.weights.dtype)
+
+
+def _row_of_samples(crops: Array, n: Array, i: Array, rows: _Table, columns: _Table) -> Array:
+    """Those of a row, ``[w * samples, C]``: one run of floats, which is faster where channels are few."""
+    crops, n = lax.optimization_barrier((crops, n))  # as above
+    _, height, width, channels = crops.shape
+    down, across = rows.places.shape[1] // height, columns.places.shape[1] // width
+    of_bins = _at(crops, n, _split(i, down)[0]).astype(rows.weights.dtype)
+    return jnp.broadcast_to(of_bins[:, None], (width, across, channels)).reshape(-1, channels)
 
 
 def _split(index: Array, count: int) -> tuple[Array, Array]:
@@ -242,8 +251,7 @@ def _put(array: Array, part: Array, start: tuple[Any, ...]) -> Array:
 
 
 def _only(inside: Array, values: Array) -> Array:
-    """The values, 0 where not inside."""
-    inside = inside if inside.ndim == 0 else jnp.broadcast_to(inside, values.shape)
+    """The values, 0 if not inside."""
     return lax.select(inside, values, jnp.zeros_like(values))  # jnp.where would remain a call
 
 

@@ -102,8 +102,9 @@ def image_cotangent(shape: tuple[int, ...], crops: Array, rows: Taps, columns: T
         return _down(starts, shape[0], add_row, image).reshape(shape)
 
     tables = _table(rows), _table(columns, shape)
+    starts = _starts(rows, columns, rows.first.shape[1], shape[0])
     zeros = _zeros(_merged(shape), tables[0], crops)  # set by all threads, each of which is the first to use its pages
-    return _small(cotangent, zeros, crops, *tables, _starts(rows, columns, rows.first.shape[1], shape[0]))
+    return _small(cotangent, zeros, crops, *tables, starts)
 
 
 def box_cotangent(crops: Array, image: Array, rows: Taps, columns: Taps) -> tuple[Array, Array]:
@@ -147,17 +148,15 @@ def box_cotangent(crops: Array, image: Array, rows: Taps, columns: Taps) -> tupl
 
         def of_box(n: Array, results: tuple[Array, Array]) -> tuple[Array, Array]:
             of_rows, of_columns = results
-            # Begun with what is there, which is 0: XLA would take a loop that depends on none of it out of this one.
-            sums = _at(of_rows, n), _zeros((width, channels), rows, crops)
+            sums = _zeros((height,), rows, crops), _zeros((width, channels), rows, crops)
             row_sums, column_sums = _loop(height, lambda i, sums: add_row(n, i, sums), sums)
             return _put(of_rows, row_sums[None], (n, 0)), _put(of_columns, _sum(column_sums)[None], (n, 0))
 
         zeros = _zeros((boxes, height), rows, crops), _zeros((boxes, width), rows, crops)
         return _down(starts, image.shape[0], of_box, zeros)
 
-    return _small(
-        cotangent, crops, image, _table(rows), _table(columns, image.shape), _starts(rows, columns, 1, image.shape[0])
-    )
+    starts = _starts(rows, columns, 1, image.shape[0])
+    return _small(cotangent, crops, image, _table(rows), _table(columns, image.shape), starts)
 
 
 # How many floats a step of a loop should add at least: a few pixels, or many channels of one.

@@ -30,7 +30,8 @@ _ALLOCATOR = """\
 By default, glibc fetches an array of more than 32 MiB from the system at each call and returns it after, some smaller
 ones too, and the page faults of fresh memory can cost more than the work. JAX allocates its results so; TensorFlow
 reuses memory of its own. Here glibc keeps what is freed, for all libraries alike: `python -m benchmarks --malloc keep`,
-which sets `{settings}`. All other tables are of glibc's defaults.
+which sets `{settings}`. All other tables are of glibc's defaults. The same
+variables serve any program whose arrays are as large.
 """
 
 _NOTICED = 0.75  # of the time by default

@@ -193,9 +193,9 @@ def _known(channels: int) -> int:
 
 
 def _starts(rows: Taps, columns: Taps, parts: int, height: int) -> Array:
-    """In which row of an image of some height each of all boxes' equal parts starts; below if no sample is inside.
+    """The row of an image in which each part of a box starts, ``[N * parts]``; its height if all of that is outside.
 
-    A box has a number of parts, each some of its rows of samples; the result is ``[N * parts]``.
+    A box has some equal parts: of all its rows of samples, or of as many as a row of bins has, or of one.
     """
     inside = rows.inside & jnp.any(columns.inside, axis=1)[:, None]
     first, inside = (x.reshape(-1, x.shape[1] // parts) for x in (rows.first, inside))
@@ -289,10 +289,10 @@ def _full(shape: tuple[int, ...], value: Array, like: Array) -> Array:
 
 
 def _down(starts: Array, height: int, body: Callable[[Array, Any], Any], carry: Any) -> Any:
-    """A loop over what starts in an image of some height, row after row, for the image to stay in caches."""
+    """A loop over those parts that start in the image, row after row, so that its rows stay in caches."""
     none = jnp.int32(starts.shape[0])
 
-    # Which is the first to start in each row, and which follows on each: quicker than XLA's sort.
+    # Which part is the first to start in each row, and which follows on each: much quicker than XLA's sort.
     def link(step: Array, links: tuple[Array, Array]) -> tuple[Array, Array]:
         first, following = links
         part = none - 1 - step

@@ -51,14 +51,26 @@ def test_loops_equal_the_transpose_of_jax(operation, argument):
     np.testing.assert_allclose(by_loops, by_jax, rtol=0, atol=2e-6 * np.abs(by_jax).max())
 
 
-@pytest.mark.parametrize("channels", [1, 15, 16, 17, 40])
-@pytest.mark.parametrize("size", [(1, 2), (2, 2), (2, 9), (9, 2), (3, 1)], ids=str)
-def test_images_of_a_few_pixels(size, channels):
+FEW_PIXELS = pytest.mark.parametrize("size", [(1, 1), (1, 2), (2, 2), (2, 9), (9, 2), (3, 1)], ids=str)
+
+
+def assert_gradients(crops_bar, image, boxes, indices):
     """XLA drops an index that can only be 0, and aborts the process if no part of that argument is left in use."""
-    crops_bar, image, boxes, indices = random_case(size, (3, 2), channels=channels, boxes=8)
-    fill = np.zeros(channels, np.float32)
-    found = pull_back(crops_bar, image, boxes, indices, (3, 2), fill)
+    fill = np.zeros(image.shape[3], np.float32)
+    found = pull_back(crops_bar, image, boxes, indices, crops_bar.shape[1:3], fill)
     assert_as_reference(found, crops_bar, image, boxes, indices)
+
+
+@pytest.mark.parametrize("channels", [1, 15, 16, 17, 40])
+@FEW_PIXELS
+def test_images_of_a_few_pixels(size, channels):
+    assert_gradients(*random_case(size, (3, 2), channels=channels, boxes=8))
+
+
+@FEW_PIXELS
+def test_one_sample_of_one_box(size):
+    crops_bar, image, boxes, _ = random_case(size, (1, 1), batch=1, boxes=1)
+    assert_gradients(crops_bar, image, boxes, np.zeros(1, int))
 
 
 @pytest.mark.parametrize(

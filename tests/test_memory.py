@@ -8,12 +8,11 @@ import pytest
 from benchmarks import cases, memory
 from jax_crop import crop_and_resize
 
-# But the gradient of a bfloat16 image, summed in float32: XLA on CPUs cannot add to arrays of bfloat16 in place.
 OPERATIONS = [
     pytest.param(case, operation, id=f"{case.name}, {operation}")
     for case in cases.ALL
     for operation in memory.OPERATIONS
-    if operation in case.operations and (case.dtype, operation) != ("bfloat16", "image gradient")
+    if operation in case.operations
 ]
 
 
@@ -21,7 +20,10 @@ OPERATIONS = [
 def test_temporaries_are_tables(case, operation):
     """Of positions; neither what a gather reads nor what a scatter adds is held in memory."""
     row = memory.measure_one(case, operation)
-    assert row.temporaries <= row.bound
+    allowed = row.bound
+    if (case.dtype, operation) == ("bfloat16", "image gradient"):
+        allowed += 4 * np.prod(case.maps[0])  # summed in float32: XLA on CPUs cannot add to bfloat16 in place
+    assert row.temporaries <= allowed
     assert row.temporaries_tenfold <= 11 * row.temporaries
 
 

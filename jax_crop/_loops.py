@@ -212,14 +212,12 @@ def _inside(row: _Table, column: _Table) -> Array:
 
 def _sample(crops: Array, n: Array, i: Array, j: Array, rows: _Table, columns: _Table) -> Array:
     """The cotangent ``[C]`` of a sample, which is that of its bin."""
-    crops, n = lax.optimization_barrier((crops, n))  # or XLA would convert all crops of bfloat16 before the loop
     down, across = rows.places.shape[1] // crops.shape[1], columns.places.shape[1] // crops.shape[2]
     return _at(crops, n, _split(i, down)[0], _split(j, across)[0]).astype(rows.weights.dtype)
 
 
 def _row_of_samples(crops: Array, n: Array, i: Array, rows: _Table, columns: _Table) -> Array:
     """Those of a row, ``[w * samples, C]``: one run of floats, which is faster where channels are few."""
-    crops, n = lax.optimization_barrier((crops, n))  # as above
     _, height, width, channels = crops.shape
     down, across = rows.places.shape[1] // height, columns.places.shape[1] // width
     of_bins = _at(crops, n, _split(i, down)[0]).astype(rows.weights.dtype)

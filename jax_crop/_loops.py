@@ -54,8 +54,7 @@ def with_crops(crops: Array, image: Array, rows: Taps, columns: Taps, share: Arr
                     row, column = _at(rows, n, i * down + y), _at(columns, n, j * across + x)
                     pixels = _take(image, _start(row, column, image), window).astype(total.dtype)
                     lines = [_between(line, column.weights) for line in pixels]
-                    inside = (row.places[1] & column.places[1]) != 0
-                    return total + _only(inside, _between(lines, row.weights))
+                    return total + _only(_inside(row, column), _between(lines, row.weights))
 
                 total = _loop(down * across, add_sample, _zeros((channels,), rows, crops))
                 return _put(crops, (total * _at(share, n))[None, None, None], (n, i, j, 0))

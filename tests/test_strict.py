@@ -1,4 +1,4 @@
-"""Under each of JAX's strict modes: every operation and derivative gives what it gives without them."""
+"""JAX's strict modes accept every operation and derivative, and change none of their results."""
 
 import functools
 
@@ -18,10 +18,13 @@ BOXES = np.array([[0.1, 0.2, 0.8, 0.9], [0, 0, 1, 1], [0.9, 1.3, -0.2, 0.4], [2,
 BOXES_OF_EACH = np.stack([BOXES, BOXES[::-1]])
 INDICES = np.array([0, 1, -1, 1], np.int32)
 
-MODES = {  # in pairs where each can only raise errors: who passes under both passes under each
+# In pairs where each can only raise errors: who passes under both passes under each.
+RAISE_WHILE_TRACING = {
     "promotion": {"jax_numpy_rank_promotion": "raise", "jax_numpy_dtype_promotion": "strict"},
-    "debug": {"jax_debug_nans": True, "jax_debug_infs": True},
     "checks": {"jax_enable_checks": True, "jax_check_tracer_leaks": True},
+}
+MODES = {
+    "debug": {"jax_debug_nans": True, "jax_debug_infs": True},
     "disable_jit": {"jax_disable_jit": True},
     "x64": {"jax_enable_x64": True},
 }
@@ -32,7 +35,8 @@ def crop(images, boxes, box_indices, **options):
 
 
 def pool(images, boxes, box_indices, **options):
-    return jax_crop.roi_align(images, boxes, box_indices, (3, 2), spatial_scale=8.0, **options)
+    """Of so many channels that a CPU has another program for the derivatives."""
+    return jax_crop.roi_align(jnp.tile(images, 8), boxes, box_indices, (3, 2), spatial_scale=8.0, **options)
 
 
 def pool_of_pyramid(images, boxes, box_indices):
@@ -68,6 +72,14 @@ def everything(operation):
         "tangent": jax.jvp(total, (IMAGES, BOXES), (np.ones_like(IMAGES), np.ones_like(BOXES))),
         "of_gradient": jax.jvp(lambda boxes: gradient(IMAGES, boxes), (BOXES,), (np.ones_like(BOXES),)),
     }
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+@pytest.mark.parametrize("mode", RAISE_WHILE_TRACING)
+def test_tracing(mode, name):
+    """Lowered as well, for that traces the programs of a CPU."""
+    with jax_config(**RAISE_WHILE_TRACING[mode]):
+        jax.jit(lambda: everything(OPERATIONS[name])).lower()
 
 
 @functools.cache

@@ -15,6 +15,8 @@ from jax import Array, lax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
+from jax_crop._manual import vary_as
+
 Arrays = Sequence[Any]
 
 
@@ -50,8 +52,8 @@ def linear(
     leaves, tree = jax.tree.flatten(inputs)
     table_leaves, table_tree = jax.tree.flatten(tables)
     # Within `jax.shard_map`, cotangents are summed over the devices here, if it is the tables that differ between them.
-    leaves = lax.optimization_barrier([*leaves, *table_leaves])[: len(leaves)]
-    types = jax.eval_shape(lambda: jax.tree.unflatten(tree, leaves))
+    leaves = vary_as(leaves, [*leaves, *table_leaves])
+    types = jax.tree.unflatten(tree, [jax.typeof(leaf) for leaf in leaves])
 
     def forward(program: Callable[..., Array], leaves: Arrays, table_leaves: Arrays) -> Arrays:
         return [program(jax.tree.unflatten(tree, leaves), jax.tree.unflatten(table_tree, table_leaves))]

@@ -13,6 +13,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.experimental.xla_metadata import set_xla_metadata
 
+from jax_crop._manual import vary_as
+
 
 class Taps(NamedTuple):
     """The pixels that samples weigh along one axis.
@@ -56,7 +58,7 @@ def with_crops(crops: Array, image: Array, rows: Taps, columns: Taps, share: Arr
                     lines = [_between(line, column.weights) for line in pixels]
                     return total + _only(_inside(row, column), _between(lines, row.weights))
 
-                total = _loop(down * across, add_sample, _zeros((channels,), rows, crops))
+                total = _loop(down * across, add_sample, _zeros((channels,), rows, crops, image))
                 return _put(crops, (total * _at(share, n))[None, None, None], (n, i, j, 0))
 
             return _loop(width, with_bin, crops)
@@ -141,17 +143,17 @@ def box_cotangent(crops: Array, image: Array, rows: Taps, columns: Taps) -> tupl
                 return row_sum + down, _put(column_sums, column_sum, (j, 0))
 
             row_sums, column_sums = sums
-            row_sum = _zeros((channels,), rows, crops)
+            row_sum = _zeros((channels,), rows, crops, image)
             row_sum, column_sums = _loop(width, add_sample, (row_sum, column_sums), unroll=_MANY // _known(channels))
             return _put(row_sums, _sum(row_sum[None]), (i,)), column_sums
 
         def of_box(n: Array, results: tuple[Array, Array]) -> tuple[Array, Array]:
             of_rows, of_columns = results
-            sums = _zeros((height,), rows, crops), _zeros((width, channels), rows, crops)
+            sums = _zeros((height,), rows, crops, image), _zeros((width, channels), rows, crops, image)
             row_sums, column_sums = _loop(height, lambda i, sums: add_row(n, i, sums), sums)
             return _put(of_rows, row_sums[None], (n, 0)), _put(of_columns, _sum(column_sums)[None], (n, 0))
 
-        zeros = _zeros((boxes, height), rows, crops), _zeros((boxes, width), rows, crops)
+        zeros = _zeros((boxes, height), rows, crops, image), _zeros((boxes, width), rows, crops, image)
         return _down(starts, image.shape[0], of_box, zeros)
 
     starts = _starts(rows, columns, 1, image.shape[0])
@@ -275,13 +277,13 @@ def _sum(values: Array) -> Array:
     return sums[:, 0]
 
 
-def _zeros(shape: tuple[int, ...], rows: _Table, crops: Array) -> Array:
-    return _full(shape, jnp.zeros((), rows.weights.dtype), crops)
+def _zeros(shape: tuple[int, ...], rows: _Table, *likes: Array) -> Array:
+    return _full(shape, jnp.zeros((), rows.weights.dtype), *rows, *likes)
 
 
-def _full(shape: tuple[int, ...], value: Array, like: Array) -> Array:
-    """An array of one value; within `jax.shard_map` of a type that differs between devices as another array does."""
-    value, _ = lax.optimization_barrier((value, like))
+def _full(shape: tuple[int, ...], value: Array, *likes: Array) -> Array:
+    """An array of one value; within `jax.shard_map` of a type that differs between devices as any of some others do."""
+    (value,) = vary_as([value], likes)
     return jnp.broadcast_to(value, shape)
 
 

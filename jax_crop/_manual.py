@@ -1,0 +1,23 @@
+"""Types of arrays within `jax.shard_map`, under the names that each JAX has for them."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax import Array, lax
+
+
+def vary_as(arrays: Sequence[Any], others: Sequence[Any]) -> list[Any]:
+    """The arrays; within `jax.shard_map` of types that differ between devices along the axes of any of the others."""
+    axes = frozenset().union(*map(_varying, others))
+    return [_to_varying(x, tuple(missing)) if (missing := axes - _varying(x)) else x for x in arrays]
+
+
+def _varying(array: Any) -> frozenset[str]:
+    """The mesh axes along which an array differs between devices."""
+    type_ = jax.typeof(array)
+    return type_.manual_axis_type.varying if hasattr(type_, "manual_axis_type") else type_.vma  # until JAX 0.9
+
+
+def _to_varying(array: Array, axes: tuple[str, ...]) -> Array:
+    return lax.pcast(array, axes, to="varying") if hasattr(lax, "pcast") else lax.pvary(array, axes)  # until JAX 0.8

@@ -25,6 +25,16 @@ settings.register_profile(
 settings.load_profile("tests")
 
 
+STRICT = {  # each can only raise errors: who passes under all of them passes under each
+    "jax_numpy_rank_promotion": "raise",
+    "jax_numpy_dtype_promotion": "strict",
+    "jax_debug_nans": True,
+    "jax_debug_infs": True,
+    "jax_enable_checks": True,
+    "jax_check_tracer_leaks": True,
+}
+
+
 @contextlib.contextmanager
 def jax_config(**options):
     """JAX under other options for a while."""
@@ -49,6 +59,12 @@ def compiled_programs():
     """Those of one file of tests at a time: all of them together fill gigabytes."""
     yield
     jax.clear_caches()
+
+
+@pytest.fixture
+def strict_jax():
+    with jax_config(**STRICT):
+        yield
 
 
 @pytest.fixture

@@ -14,7 +14,6 @@ from jax.test_util import check_grads
 
 import jax_crop
 from jax_crop import boxes
-from tests.conftest import jax_config
 
 BOXES = np.array([[0.125, 0.25, 0.75, 0.5], [0.9, -0.3, 0.2, 1.4], [0.0, 0.0, 1.0, 0.7]], np.float32)
 CUT = np.array([[0.1, 0.2, 0.9, 0.6], [0.8, 0.1, 0.3, 0.5], [-0.5, 0.0, 1.5, 1.0]], np.float32)
@@ -39,17 +38,6 @@ alignments = st.booleans()
 eighths = st.integers(-(2**15), 2**15).map(lambda n: n / 8)
 coordinates = st.floats(-3, 4, width=32, allow_subnormal=False)
 a_box = st.tuples(coordinates, coordinates, coordinates, coordinates)
-
-
-@pytest.fixture
-def strict_jax():
-    with jax_config(
-        jax_numpy_rank_promotion="raise",
-        jax_numpy_dtype_promotion="strict",
-        jax_debug_nans=True,
-        jax_check_tracer_leaks=True,
-    ):
-        yield
 
 
 # Formats

@@ -35,12 +35,6 @@ CASES = {
     "one_row": ((1, 5), (2, 3), {"aligned": False}),
     "one_column": ((5, 1), (2, 3), ADAPTIVE),
 }
-STRICT = {
-    "jax_numpy_rank_promotion": "raise",
-    "jax_numpy_dtype_promotion": "strict",
-    "jax_debug_nans": True,
-    "jax_check_tracer_leaks": True,
-}
 
 
 def some_boxes(rng, n, size, scale=1.0):
@@ -420,25 +414,22 @@ def test_gradient_in_features_of_gradient_in_boxes():
     assert np.sum(jax.grad(slope)(FEATURES) * other) == pytest.approx(expected, rel=2e-5)
 
 
-def test_strict_modes():
+def test_strict_modes(strict_jax):
     boxes, indices = np.array(BOXES), np.array([0, -1, 5, 1])
-    with jax_config(**STRICT):
 
-        def total(maps, boxes):
-            return jnp.sum(jax_crop.multilevel_roi_align(maps, boxes, indices, (3, 2), aligned=False))
+    def total(maps, boxes):
+        return jnp.sum(jax_crop.multilevel_roi_align(maps, boxes, indices, (3, 2), aligned=False))
 
-        chex.assert_tree_all_finite(jax.jit(jax.value_and_grad(total, argnums=(0, 1)))([FEATURES, FEATURES], boxes))
+    chex.assert_tree_all_finite(jax.jit(jax.value_and_grad(total, argnums=(0, 1)))([FEATURES, FEATURES], boxes))
 
 
-@pytest.mark.parametrize("enable_x64", [False, True], ids=["x32", "x64"])
-def test_strict_modes_adaptive(enable_x64):
+def test_strict_modes_adaptive(strict_jax, with_and_without_x64):
     """Also with NaN in a box, which is never computed with."""
     boxes = np.array([BOXES, BOXES])
     boxes[0, 0, 0] = np.nan
     features = (FEATURES * 9).astype(np.int8)
-    with jax_config(jax_enable_x64=enable_x64, **STRICT):
-        pooled = jax_crop.roi_align(features, boxes, None, (3, 2), spatial_scale=0.7, **ADAPTIVE)
-        chex.assert_tree_all_finite(pooled)
+    pooled = jax_crop.roi_align(features, boxes, None, (3, 2), spatial_scale=0.7, **ADAPTIVE)
+    chex.assert_tree_all_finite(pooled)
 
 
 # The pyramid

@@ -10,7 +10,8 @@ from jax.typing import ArrayLike, DTypeLike
 
 from jax_crop import _arguments, _geometry
 from jax_crop._forms import in_form
-from jax_crop._sampling import Samples, Scheme, float_of, sample
+from jax_crop._geometry import Axis
+from jax_crop._sampling import Samples, Scheme, each_group, float_of, in_items, sample
 
 
 def crop_and_resize(
@@ -103,20 +104,23 @@ def _crop(
     align_corners: bool,
     dtype: Any,
 ) -> Array:
-    """One ``[B, H, W, C]``, ``[N, 4]`` and ``[N]`` (or None: all of the first image) to ``[N, *crop_size, C]``."""
+    """``[G, B, H, W, C]``, ``[G, N, 4]`` and ``[G, N]`` (or None: all of the first image) to ``[G, N, *crop_size, C]``."""
     (image,) = images
-    batch, height, width, channels = image.shape
+    _, batch, height, width, channels = image.shape
     compute = float_of(dtype)
     fill = jnp.broadcast_to(jnp.asarray(fill).astype(compute), (channels,))
-    if 0 in (batch, channels, boxes.shape[0]):  # nothing to gather from or to
-        return jnp.broadcast_to(fill.astype(dtype), (boxes.shape[0], *crop_size, channels))
+    if 0 in (*image.shape, *boxes.shape):  # nothing to gather from or to
+        return jnp.broadcast_to(fill.astype(dtype), (*boxes.shape[:2], *crop_size, channels))
     lattice = _geometry.corners if align_corners else _geometry.centres
     locate = _geometry.nearest if method == "nearest" else _geometry.locate
-    rows = locate(boxes[:, 0], boxes[:, 2], height, lattice(height, crop_size[0]), compute)
-    columns = locate(boxes[:, 1], boxes[:, 3], width, lattice(width, crop_size[1]), compute)
-    if box_indices is not None:
-        rows = _geometry.of_items(rows, box_indices, batch, height)
+
+    @each_group
+    def positions(boxes: Array) -> tuple[Axis, Axis]:
+        rows = locate(boxes[:, 0], boxes[:, 2], height, lattice(height, crop_size[0]), compute)
+        return rows, locate(boxes[:, 1], boxes[:, 3], width, lattice(width, crop_size[1]), compute)
+
+    rows, columns = positions(boxes)
+    item, rows = in_items(rows, box_indices, batch)
     window = (1, 1) if method == "nearest" else (min(height, 2), min(width, 2))
     scheme = Scheme(windows=(window,), samples=(1, 1), dtype=dtype)
-    samples = Samples(rows, columns, level=None, share=jnp.ones(boxes.shape[0], compute))
-    return sample(scheme, (image.reshape(-1, width, channels),), samples, fill)
+    return sample(scheme, (image,), Samples(rows, columns, item, level=None, share=None), fill)

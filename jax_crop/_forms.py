@@ -20,11 +20,11 @@ def in_form(
     box_indices: Values | None,
     fill: Values | None,
 ) -> Array:
-    """Applies ``crop``, which takes batches of images and boxes ``[N, 4]``, to any of the call forms.
+    """Applies ``crop``, which takes the canonical form, to any of the call forms.
 
     Args:
-        crop: of ``(images, boxes, box_indices, fill)`` to ``[N, h, w, C]``; without indices all boxes are of the first
-            image.
+        crop: of images ``[G, B, H, W, C]``, boxes ``[G, N, 4]``, indices ``[G, N]`` or None (all of the first image) and
+            the fill to crops ``[G, N, h, w, C]``.
         images: ``[B, H, W, C]`` each or ``[H, W, C]`` each.
         boxes: ``[N, 4]`` or ``[B, N, 4]``.
         box_indices: ``[N]`` or None.
@@ -33,21 +33,16 @@ def in_form(
     Returns:
         The crops, ``[N, h, w, C]`` or ``[B, N, h, w, C]``.
     """
-    crop_of_all = _of_each_image(crop) if box_indices is None else crop
-    crops = _on_each_device(crop_of_all, (images, boxes, box_indices, fill))
+
+    def in_groups(images: tuple[Values, ...], boxes: Values, box_indices: Values | None, fill: Values | None) -> Array:
+        if boxes.ndim == 3:  # each image is a group
+            return crop(tuple(image[:, None] for image in images), boxes, None, fill)
+        if box_indices is None:
+            return crop(tuple(image[None, None] for image in images), boxes[None], None, fill)[0]
+        return crop(tuple(image[None] for image in images), boxes[None], box_indices[None], fill)[0]
+
+    crops = _on_each_device(in_groups, (images, boxes, box_indices, fill))
     return checked(crops, boxes, box_indices, images[0].shape[0])
-
-
-def _of_each_image(crop: Callable[..., Array]) -> Callable[..., Array]:
-    """The crop of one image ``[H, W, C]`` and boxes ``[N, 4]``, or of a batch and boxes ``[B, N, 4]``."""
-
-    def crop_of_each(images: tuple[Values, ...], boxes: Values, _: None, fill: Values | None) -> Array:
-        def crop_of_one(images: tuple[Values, ...], boxes: Values) -> Array:
-            return crop(tuple(image[None] for image in images), boxes, None, fill)
-
-        return crop_of_one(images, boxes) if boxes.ndim == 2 else jax.vmap(crop_of_one)(images, boxes)
-
-    return crop_of_each
 
 
 def _on_each_device(crop: Callable[..., Array], arguments: tuple[Any, ...]) -> Array:

@@ -144,10 +144,3 @@ def _place(start: Array, stop: Array, lattice: Lattice, dtype: DTypeLike) -> tup
     remainder = whole - index * lattice.steps
     fraction = (remainder.astype(dtype) + rest.high) / jnp.asarray(lattice.steps, dtype)
     return index, fraction, (remainder == 0) & (rest.high == 0), inside
-
-
-def of_items(rows: Axis, items: Array, batch: int, height: Integers) -> Axis:
-    """Rows in the images of a batch stacked one below the other. Of an item that does not exist, all are outside."""
-    exists = ((items >= 0) & (items < batch))[:, None]
-    first = jnp.where(exists, items[:, None], 0) * height
-    return rows._replace(index=rows.index + first, inside=rows.inside & exists)

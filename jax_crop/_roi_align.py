@@ -15,7 +15,7 @@ from jax_crop import _arguments, _exact, _geometry
 from jax_crop._exact import Integers
 from jax_crop._forms import in_form
 from jax_crop._geometry import Axis
-from jax_crop._sampling import Samples, Scheme, float_of, sample
+from jax_crop._sampling import Samples, Scheme, each_group, float_of, in_items, sample
 from jax_crop.boxes import assign_levels
 
 
@@ -177,29 +177,35 @@ def _checked_pool(
 
 @functools.partial(jax.jit, static_argnames=("pooling",))
 def _pool(maps: tuple[Array, ...], boxes: Array, box_indices: Array | None, fill: None, *, pooling: Pooling) -> Array:
-    """``[B, H, W, C]`` each, ``[N, 4]`` and ``[N]`` (or None: all of the first image) to ``[N, *size, C]``."""
-    batch, *_, channels = maps[0].shape
+    """``[G, B, H, W, C]`` each, ``[G, N, 4]`` and ``[G, N]`` (or None: of the first image) to ``[G, N, *size, C]``."""
+    _, batch, *_, channels = maps[0].shape
     dtype = maps[0].dtype if jnp.issubdtype(maps[0].dtype, jnp.floating) else jnp.dtype(jnp.float32)
     compute = float_of(dtype)
-    if 0 in (batch, channels, boxes.shape[0]):  # nothing to gather from or to
-        return jnp.zeros((boxes.shape[0], *pooling.size, channels), dtype)
-
-    heights, widths = ([m.shape[axis] for m in maps] for axis in (1, 2))
-    level = _levels(boxes, pooling)
-
-    boxes = boxes.astype(float_of(boxes.dtype, compute))
-    boxes *= _of_level(level, np.asarray(pooling.scales, boxes.dtype))
-    height, width = _of_level(level, np.asarray(heights, np.int32)), _of_level(level, np.asarray(widths, np.int32))
-    rows, down = _bins(boxes[:, 0], boxes[:, 2], height, pooling.size[0], pooling, compute)
-    columns, across = _bins(boxes[:, 1], boxes[:, 3], width, pooling.size[1], pooling, compute)
-    if box_indices is not None:
-        rows = _geometry.of_items(rows, box_indices, batch, height)
-
+    if 0 in (*maps[0].shape, *boxes.shape):  # nothing to gather from or to
+        return jnp.zeros((*boxes.shape[:2], *pooling.size, channels), dtype)
+    heights, widths = ([m.shape[axis] for m in maps] for axis in (2, 3))
+    positions = functools.partial(_positions, heights=heights, widths=widths, pooling=pooling, dtype=compute)
+    rows, columns, level, share = each_group(positions)(boxes)
+    item, rows = in_items(rows, box_indices, batch)
     windows = tuple((min(h, 2), min(w, 2)) for h, w in zip(heights, widths, strict=True))
     scheme = Scheme(windows, (pooling.samples, pooling.samples), dtype)
-    share = jnp.broadcast_to(1 / jnp.asarray(down * across, compute), boxes.shape[0])
-    images = tuple(m.reshape(-1, *m.shape[2:]) for m in maps)
-    return sample(scheme, images, Samples(rows, columns, level, share), jnp.zeros(channels, compute))
+    return sample(scheme, maps, Samples(rows, columns, item, level, share), jnp.zeros(channels, compute))
+
+
+def _positions(
+    boxes: Array, *, heights: Sequence[int], widths: Sequence[int], pooling: Pooling, dtype: Any
+) -> tuple[Axis, Axis, Array | None, Array | None]:
+    """Of boxes ``[N, 4]``: rows, columns, the level of each, and what each of its samples counts."""
+    level = _levels(boxes, pooling)
+    boxes = boxes.astype(float_of(boxes.dtype, dtype))
+    boxes *= _of_level(level, np.asarray(pooling.scales, boxes.dtype))
+    height, width = _of_level(level, np.asarray(heights, np.int32)), _of_level(level, np.asarray(widths, np.int32))
+    rows, down = _bins(boxes[:, 0], boxes[:, 2], height, pooling.size[0], pooling, dtype)
+    columns, across = _bins(boxes[:, 1], boxes[:, 3], width, pooling.size[1], pooling, dtype)
+    share = None
+    if pooling.samples > 1:
+        share = jnp.broadcast_to(1 / jnp.asarray(down * across, dtype), boxes.shape[0])
+    return rows, columns, level, share
 
 
 def _levels(boxes: Array, pooling: Pooling) -> Array | None:

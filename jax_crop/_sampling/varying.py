@@ -4,13 +4,19 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import Array, lax
 
 
-def vary_as(arrays: Sequence[Any], others: Sequence[Any]) -> list[Any]:
+def vary_as(arrays: Sequence[Any], others: Any) -> list[Any]:
     """The arrays; within `jax.shard_map` of types that differ between devices along the axes of any of the others."""
-    axes = frozenset().union(*map(_varying, others))
+    axes = frozenset().union(*map(_varying, jax.tree.leaves(others)))
     return [_to_varying(x, tuple(missing)) if (missing := axes - _varying(x)) else x for x in arrays]
+
+
+def zeros(shape: Sequence[Any], dtype: Any, *others: Any) -> Array:
+    """An array of zeros that varies as others do, to begin a loop's sum with."""
+    return jnp.broadcast_to(vary_as([jnp.zeros((), dtype)], others)[0], shape)
 
 
 def _varying(array: Any) -> frozenset[str]:

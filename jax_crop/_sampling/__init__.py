@@ -1,0 +1,102 @@
+"""Pixels -> crops, and the derivatives of that."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.custom_batching import custom_vmap
+from jax.custom_derivatives import SymbolicZero
+
+from jax_crop._sampling import gather, linear, loops
+from jax_crop._sampling.tables import Samples as Samples
+from jax_crop._sampling.tables import Scheme as Scheme
+from jax_crop._sampling.tables import Term, joined
+from jax_crop._sampling.tables import each_group as each_group
+from jax_crop._sampling.tables import float_of as float_of
+from jax_crop._sampling.tables import in_items as in_items
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def sample(scheme: Scheme, images: tuple[Array, ...], samples: Samples, fill: Array) -> Array:
+    """Crops of images, or of the maps of a pyramid: each box of one of them.
+
+    Args:
+        scheme: see `Scheme`.
+        images: ``[G, B, H, W, C]`` each, any real type.
+        samples: see `Samples`.
+        fill: ``[C]``, the value of a sample outside; 0 if there are several maps.
+
+    Returns:
+        ``[G, N, h, w, C]`` in the scheme's dtype, differentiable in images, fractions and fill.
+    """
+    if len(images) == 1:
+        return gather.values(scheme, images, samples, fill)
+    return lax.platform_dependent(
+        images,
+        samples,
+        cpu=_closed_under_vmap(functools.partial(loops.values, scheme)),
+        default=lambda images, samples: gather.values(scheme, images, samples, fill),
+    )
+
+
+def _closed_under_vmap(program: Callable[..., Array]) -> Callable[..., Array]:
+    """A program of ``(images, samples)`` that takes a mapped axis in the canonical form, as `linear` does."""
+    mapped = custom_vmap(program)
+
+    @mapped.def_vmap
+    def _(size: int, is_mapped: Any, images: Any, samples: Any) -> tuple[Array, bool]:
+        images_mapped, samples_mapped = is_mapped
+
+        def axes(mapped: Any) -> list[int | None]:
+            return [0 if is_mapped else None for is_mapped in jax.tree.leaves(mapped)]
+
+        tree = jax.tree.structure(samples)
+
+        def of_lists(images: Sequence[Array], samples: Sequence[Array]) -> list[Array]:
+            return [_closed_under_vmap(program)(tuple(images), jax.tree.unflatten(tree, samples))]
+
+        (crops,), axis = joined(
+            of_lists,
+            size,
+            (images, axes(images_mapped)),
+            (jax.tree.leaves(samples), axes(samples_mapped)),
+            gives_groups=False,
+        )
+        return jnp.moveaxis(crops, axis, 0), True
+
+    return mapped
+
+
+@functools.partial(sample.defjvp, symbolic_zeros=True)
+def _sample_jvp(scheme: Scheme, primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Array, Array]:
+    images, samples, _ = primals
+    images_dot, samples_dot, fill_dot = tangents
+    crops = sample(scheme, *primals)
+    crops_dot = jnp.zeros((), scheme.dtype)  # only what has a tangent is computed
+    if _moves(images_dot):
+        of_images = [_dense(dot) for dot in images_dot]
+        crops_dot += linear.crops(scheme, of_images, [Term(samples)]).astype(scheme.dtype)
+    rows_dot, columns_dot = samples_dot.rows.fraction, samples_dot.columns.fraction
+    terms = []
+    if _moves([rows_dot]):
+        moved = samples.rows._replace(fraction=_dense(rows_dot))
+        terms.append(Term(samples._replace(rows=moved), (1, 0)))
+    if _moves([columns_dot]):
+        moved = samples.columns._replace(fraction=_dense(columns_dot))
+        terms.append(Term(samples._replace(columns=moved), (0, 1)))
+    if terms:
+        crops_dot += linear.crops(scheme, images, terms).astype(scheme.dtype)
+    if _moves([fill_dot]):
+        crops_dot += gather.fill_tangent(scheme, fill_dot, samples)
+    return crops, jnp.broadcast_to(crops_dot, crops.shape)
+
+
+def _moves(dots: Sequence[Any]) -> bool:
+    return not all(isinstance(dot, SymbolicZero) for dot in dots)
+
+
+def _dense(dot: Any) -> Array:
+    return jnp.zeros(dot.shape, dot.dtype) if isinstance(dot, SymbolicZero) else dot

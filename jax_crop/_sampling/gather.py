@@ -1,0 +1,331 @@
+"""Sampling as its formula says: gathers of pixels, and for its transpose a scatter.
+
+The value is ``left + (right - left) * w``, which keeps constants exact. The derivative is that of the same surface
+written ``left * (1 - w) + right * w``: linear in the pixels.
+
+Programs are written for one group (`tables`): images ``[B, H, W, C]``, tables ``[N, ...]``.
+"""
+
+import functools
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.typing import ArrayLike
+
+from jax_crop._geometry import Axis
+from jax_crop._sampling.calls import in_memory
+from jax_crop._sampling.tables import Samples, Scheme, Taps, Term, each_group
+from jax_crop._sampling.varying import zeros
+
+# Unrolled samples of a bin are fused into one pass; more would make the program grow.
+_UNROLLED = 4
+
+
+class Neighbours(NamedTuple):
+    """The pixels that samples lie between along one axis, the weight of the second in [0, 1), and if they are inside.
+
+    ``[N, n]`` each. Of a sample that needs one pixel only, that is the first, and the weight is 0.
+    """
+
+    indices: list[Array]
+    weight: Array
+    inside: Array
+
+
+def values(scheme: Scheme, images: Sequence[Array], samples: Samples, fill: Array) -> Array:
+    """Crops ``[G, N, h, w, C]`` in the scheme's dtype; ``fill`` is ``[C]``."""
+    return each_group(lambda images, samples: _values(scheme, images, samples, fill))(tuple(images), samples)
+
+
+def _values(scheme: Scheme, images: Sequence[Array], samples: Samples, fill: ArrayLike) -> Array:
+    image, samples = _stacked(scheme, images, samples)
+    samples, one = _without_an_axis_of_one_box(samples)
+    neighbours = _neighbours(scheme.window[0], samples.rows), _neighbours(scheme.window[1], samples.columns)
+    rows, columns = in_memory(lax.optimization_barrier(neighbours))  # not anew for each channel
+
+    def value(rows: Neighbours, columns: Neighbours) -> Array:
+        return jnp.where(_inside(rows.inside, columns.inside), _interpolate(scheme, image, rows, columns), fill)
+
+    crops = _sum_of_samples(scheme, rows, columns, samples.share, value).astype(scheme.dtype)
+    return crops[None] if one else crops
+
+
+def crops(scheme: Scheme, images: Sequence[Array], terms: Sequence[Term]) -> Array:
+    """The sum of terms, ``[G, N, h, w, C]``."""
+    return each_group(functools.partial(_crops, scheme, [term.orders for term in terms]))(
+        tuple(images), [term.samples for term in terms]
+    )
+
+
+def _crops(scheme: Scheme, orders: Any, images: Sequence[Array], of_terms: Sequence[Samples]) -> Array:
+    of_terms = list(of_terms)
+    for k, samples in enumerate(of_terms):
+        image, of_terms[k] = _stacked(scheme, images, samples)
+        of_terms[k], one = _without_an_axis_of_one_box(of_terms[k])
+    tables = [
+        Term(samples, order).taps(scheme.window, share=False) for samples, order in zip(of_terms, orders, strict=True)
+    ]
+    tables = in_memory(lax.optimization_barrier(tables))
+    share = of_terms[0].share
+
+    def value(rows: list[Taps], columns: list[Taps]) -> Array:
+        weights = _weights(rows, columns)
+        total = 0
+        for k, l in itertools.product(range(scheme.window[0]), range(scheme.window[1])):
+            pixels = _pixels(image, rows[0].first + k, columns[0].first + l).astype(scheme.compute)
+            weight = weights[k, l]
+            total = total + jnp.where(weight == 0, 0, pixels * weight)  # what has no weight has no influence
+        return jnp.where(_inside(rows[0].inside, columns[0].inside), total, 0)
+
+    rows, columns = zip(*tables, strict=True)
+    result = _sum_of_samples(scheme, list(rows), list(columns), share, value)
+    return result[None] if one else result
+
+
+def _weights(rows: Sequence[Taps], columns: Sequence[Taps]) -> dict[tuple[int, int], Array]:
+    """Those of all terms together for each pixel of the window, ``[N, h, w, 1]``."""
+    window = len(rows[0].weights), len(columns[0].weights)
+    return {
+        (k, l): functools.reduce(
+            jnp.add,
+            [
+                row.weights[k][..., :, None, None] * column.weights[l][..., None, :, None]
+                for row, column in zip(rows, columns, strict=True)
+            ],
+        )
+        for k, l in itertools.product(range(window[0]), range(window[1]))
+    }
+
+
+def images(scheme: Scheme, shapes: Sequence[tuple[Any, ...]], crops: Array, terms: Sequence[Term]) -> list[Array]:
+    """What the terms add to the images ``[G, B, H, W, C]``: one scatter-add of windows for each."""
+    program = functools.partial(_images, scheme, shapes, [term.orders for term in terms])
+    return each_group(program)(crops, [term.samples for term in terms])
+
+
+def _images(
+    scheme: Scheme, shapes: Sequence[tuple[Any, ...]], orders: Any, crops: Array, of_terms: Sequence[Samples]
+) -> list[Array]:
+    if of_terms[0].share is not None:
+        crops = crops * of_terms[0].share[:, None, None, None]
+    channels = crops.shape[-1]
+    results = []
+    for level, (batch, height, width) in enumerate(shapes):
+        window = scheme.windows[level]
+        terms = [Term(samples.of_level(level), order) for samples, order in zip(of_terms, orders, strict=True)]
+        rows, columns = zip(*[term.taps(window, share=False) for term in terms], strict=True)
+        first = terms[0].samples.item[:, None] * height
+
+        def add(
+            image: Array, rows: Sequence[Taps], columns: Sequence[Taps], first: Array = first, window: Any = window
+        ) -> Array:
+            inside = _inside(rows[0].inside, columns[0].inside)
+            weights = _weights(rows, columns)
+            grid = jnp.stack([jnp.stack([weights[k, l] for l in range(window[1])], -2) for k in range(window[0])], -3)
+            updates = jnp.where(inside, crops, 0)[:, :, :, None, None] * grid
+            starts = jnp.broadcast_arrays((rows[0].first + first)[:, :, None], columns[0].first[:, None, :])
+            dimensions = lax.ScatterDimensionNumbers((3, 4, 5), (), (0, 1))
+            return lax.scatter_add(
+                image,
+                jnp.stack(starts, axis=-1),
+                updates.astype(image.dtype),
+                dimensions,
+                mode=lax.GatherScatterMode.PROMISE_IN_BOUNDS,
+            )
+
+        image = zeros((batch * height, width, channels), scheme.compute, crops, of_terms)
+        image = _fold_samples(scheme, list(rows), list(columns), image, add)
+        results.append(image.reshape(batch, height, width, channels))
+    return results
+
+
+def weights(scheme: Scheme, crops: Array, images: Sequence[Array], term: Term) -> tuple[Array, Array]:
+    """What the fractions of rows and of columns gain by, ``[G, N, n]`` each."""
+    return each_group(functools.partial(_weights_of, scheme, term.orders))(crops, tuple(images), term.samples)
+
+
+def _weights_of(
+    scheme: Scheme, orders: tuple[int, int], crops: Array, images: Sequence[Array], samples: Samples
+) -> tuple[Array, Array]:
+    image, samples = _stacked(scheme, images, samples)
+    down, across = scheme.samples
+    if samples.share is not None:
+        crops = crops * samples.share[:, None, None, None]
+    rows, columns = Term(samples, orders).taps(scheme.window, share=False)
+    last_row, last_column = scheme.window[0] - 1, scheme.window[1] - 1
+
+    def add(sums: tuple[Array, Array], rows: Taps, columns: Taps) -> tuple[Array, Array]:
+        inside = _inside(rows.inside, columns.inside)
+        pixels = [
+            [_pixels(image, rows.first + k, columns.first + l).astype(scheme.compute) for l in range(last_column + 1)]
+            for k in range(last_row + 1)
+        ]
+        by_rows = _weighed(
+            [b - a for a, b in zip(pixels[0], pixels[-1], strict=True)], [w[:, None, :, None] for w in columns.weights]
+        )
+        by_columns = _weighed([row[-1] - row[0] for row in pixels], [w[:, :, None, None] for w in rows.weights])
+        row_sum, column_sum = (jnp.where(inside, by * crops, 0) for by in (by_rows, by_columns))
+        return row_sum.sum((2, 3)), column_sum.sum((1, 3))
+
+    n_rows, n_columns = rows.first.shape[-1], columns.first.shape[-1]
+    boxes = crops.shape[0]
+    row_bars = zeros((boxes, n_rows // down, down), scheme.compute, crops, image, samples)
+    column_bars = zeros((boxes, n_columns // across, across), scheme.compute, crops, image, samples)
+
+    def step(i: Any, j: Any, bars: tuple[Array, Array]) -> tuple[Array, Array]:
+        row_sum, column_sum = add(bars, _sample_of(down, rows, i), _sample_of(across, columns, j))
+        return bars[0].at[..., i].add(row_sum), bars[1].at[..., j].add(column_sum)
+
+    row_bars, column_bars = _over_samples(scheme, step, (row_bars, column_bars))
+    return row_bars.reshape(boxes, n_rows), column_bars.reshape(boxes, n_columns)
+
+
+def _weighed(values: list[Array], weights: list[Array]) -> Array:
+    """Their weighted sum; a value without weight has no influence."""
+    parts = [jnp.where(weight == 0, 0, value * weight) for value, weight in zip(values, weights, strict=True)]
+    return functools.reduce(jnp.add, parts)
+
+
+@functools.partial(jax.checkpoint, static_argnums=0)  # keeps no mask for the backward pass
+def fill_tangent(scheme: Scheme, fill_dot: Array, samples: Samples) -> Array:
+    """The tangent of crops ``[G, N, h, w, C]``, linear in the fill's."""
+    inside = _inside(samples.rows.inside, samples.columns.inside)
+    return jnp.where(inside, 0, fill_dot).astype(scheme.dtype)
+
+
+def _stacked(scheme: Scheme, images: Sequence[Array], samples: Samples) -> tuple[Array, Samples]:
+    """``[R, W, C]``: images one below the other, each as wide as the widest, so that one gather serves them all."""
+    heights = [image.shape[1] for image in images]
+    if len(images) == 1:
+        stack, space, first_row = images[0].reshape(-1, *images[0].shape[2:]), 1, 0
+        height = heights[0]
+    else:
+        widest = max(image.shape[2] for image in images)
+        # Of images of one row, each row is followed by one of zeros: whoever takes two must not see the next image's.
+        spacing = [1 + scheme.window[0] - rows for rows, _ in scheme.windows]
+        padded = [
+            jnp.pad(
+                image.reshape(-1, 1, *image.shape[2:]),
+                ((0, 0), (0, space - 1), (0, widest - image.shape[2]), (0, 0)),
+            )
+            for image, space in zip(images, spacing, strict=True)
+        ]
+        stack = jnp.concatenate([image.reshape(-1, widest, image.shape[3]) for image in padded])
+        lengths = [image.shape[0] * image.shape[1] * space for image, space in zip(images, spacing, strict=True)]
+        first_rows = jnp.stack([jnp.asarray(n, jnp.int32) for n in itertools.accumulate(lengths[:-1], initial=0)])
+        space, first_row, height = (
+            jnp.asarray(x, jnp.int32)[samples.level][..., None] for x in (spacing, first_rows, heights)
+        )
+    index = (samples.rows.index + samples.item[..., None] * height) * space + first_row
+    return stack, samples._replace(rows=samples.rows._replace(index=index))
+
+
+def _without_an_axis_of_one_box(samples: Samples) -> tuple[Samples, bool]:
+    """Under vmap, XLA would order such an axis so that it could not fuse the gather; and whether there was one."""
+    if is_one := samples.item.shape == (1,):
+        samples = jax.tree.map(lambda x: x[0], samples)
+    return samples, is_one
+
+
+def _sum_of_samples(
+    scheme: Scheme, rows: Any, columns: Any, share: Array | None, value: Callable[[Any, Any], Array]
+) -> Array:
+    """The sum of ``value(row, column)``, ``[N, h, w, C]`` of one sample of each output pixel, over all its samples."""
+    down, across = scheme.samples
+
+    def of(i: Any, j: Any) -> Array:
+        return value(_sample_of(down, rows, i), _sample_of(across, columns, j))
+
+    if down * across <= _UNROLLED:
+        total = functools.reduce(jnp.add, [of(i, j) for i in range(down) for j in range(across)])
+    else:
+        total = lax.fori_loop(
+            1, down * across, lambda k, total: total + of(k // across, k % across), of(jnp.int32(0), jnp.int32(0))
+        )
+    return total if share is None else total * share[..., None, None, None]
+
+
+def _fold_samples(scheme: Scheme, rows: Any, columns: Any, carry: Any, add: Callable[..., Any]) -> Any:
+    down, across = scheme.samples
+    return _over_samples(
+        scheme, lambda i, j, carry: add(carry, _sample_of(down, rows, i), _sample_of(across, columns, j)), carry
+    )
+
+
+def _over_samples(scheme: Scheme, step: Callable[[Any, Any, Any], Any], carry: Any) -> Any:
+    """``step(i, j, carry)`` for every sample of a bin."""
+    down, across = scheme.samples
+    if down * across <= _UNROLLED:
+        for i, j in itertools.product(range(down), range(across)):
+            carry = step(i, j, carry)
+        return carry
+    return lax.fori_loop(0, down * across, lambda k, carry: step(k // across, k % across, carry), carry)
+
+
+def _sample_of(count: int, tables: Any, index: Any) -> Any:
+    """Of each output pixel's ``count`` samples along an axis, one: ``[..., n * count]`` to ``[..., n]``."""
+    if isinstance(index, int):
+        return jax.tree.map(lambda table: table[..., index::count], tables)
+
+    def of(table: Array) -> Array:
+        by_pixel = table.reshape(*table.shape[:-1], -1, count)
+        return lax.dynamic_index_in_dim(by_pixel, index, axis=-1, keepdims=False)
+
+    return jax.tree.map(of, tables)
+
+
+def _inside(rows: Array, columns: Array) -> Array:
+    """Whether samples are inside along rows ``[N, h]`` and along columns ``[N, w]``: ``[N, h, w, 1]``."""
+    return (rows[..., :, None] & columns[..., None, :])[..., None]
+
+
+def _interpolate(scheme: Scheme, image: Array, rows: Neighbours, columns: Neighbours) -> Array:
+    """The surface at each sample, ``[N, h, w, C]``, or ``[h, w, C]`` of one box."""
+    finite = jnp.issubdtype(image.dtype, jnp.integer)
+
+    def across(row: Array) -> Array:
+        pixels = [_pixels(image, row, column).astype(scheme.compute) for column in columns.indices]
+        return _lerp(pixels, columns.weight[..., None, :, None], finite)
+
+    return _lerp([across(row) for row in rows.indices], rows.weight[..., :, None, None], finite)
+
+
+def _neighbours(window: int, axis: Axis) -> Neighbours:
+    if window == 1:
+        return Neighbours([axis.index], axis.fraction, axis.inside)
+    on_second = axis.fraction == 1
+    return Neighbours(
+        [axis.index + on_second.astype(jnp.int32), axis.index + 1], jnp.where(on_second, 0, axis.fraction), axis.inside
+    )
+
+
+def _lerp(values: list[Array], weight: Array, finite: bool) -> Array:
+    """Between the first value and the last; a value without weight has no influence, be it infinite or NaN."""
+    left, right = values[0], values[-1]
+    if left is right:
+        return left
+    between = left + (right - left) * weight
+    return between if finite else jnp.where(weight == 0, left, between)
+
+
+def _pixels(image: Array, rows: Array, columns: Array) -> Array:
+    """The pixels at each of ``[N, h]`` rows and ``[N, w]`` columns: ``[N, h, w, C]``."""
+    return _windows(image, (rows[..., :, None], columns[..., None, :]), (1, 1, image.shape[2])).squeeze((-3, -2))
+
+
+def _windows(array: Array, starts: tuple[Array, Array], shape: tuple[int, ...]) -> Array:
+    """Windows of a shape, which start at indices along the array's first two axes: ``[*broadcast, *shape]``."""
+    # Rows and columns have indices of their own: a single one would overflow in images beyond 2^31 pixels.
+    indices = jnp.stack(jnp.broadcast_arrays(*starts), axis=-1)
+    first = indices.ndim - 1
+    return lax.gather(
+        array,
+        indices,
+        lax.GatherDimensionNumbers(tuple(range(first, first + len(shape))), (), start_index_map=(0, 1)),
+        slice_sizes=shape,
+        mode=lax.GatherScatterMode.PROMISE_IN_BOUNDS,
+    )

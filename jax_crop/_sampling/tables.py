@@ -1,0 +1,165 @@
+"""What all programs of sampling are told: the canonical form, and what a sample weighs.
+
+The canonical form has ``G`` groups of ``B`` images and ``N`` boxes each: images ``[G, B, H, W, C]``, tables of boxes
+``[G, N, ...]``, crops ``[G, N, h, w, C]``. It is closed under `jax.vmap`: where images are mapped there are more groups,
+where boxes alone are mapped there are more boxes of the same images. So no composition multiplies an image.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jax_crop._geometry import Axis
+
+
+def float_of(*dtypes: Any) -> Any:
+    """The dtype to compute in: float64 where one of the dtypes is, else float32."""
+    return jnp.dtype(jnp.float64 if jnp.float64 in dtypes else jnp.float32)
+
+
+class Scheme(NamedTuple):
+    """What is known of crops before their data is.
+
+    Attributes:
+        windows: of each map, how many (rows, columns) of pixels a sample weighs: 2 for linear interpolation, else 1.
+        samples: how many samples an output pixel sums along (rows, columns): 1 but for pooling.
+        dtype: of the crops.
+    """
+
+    windows: tuple[tuple[int, int], ...]
+    samples: tuple[int, int]
+    dtype: Any
+
+    @property
+    def window(self) -> tuple[int, int]:
+        """The largest of any map."""
+        rows, columns = zip(*self.windows, strict=True)
+        return max(rows), max(columns)
+
+    @property
+    def compute(self) -> Any:
+        """The dtype of interpolation."""
+        return float_of(self.dtype)
+
+
+class Samples(NamedTuple):
+    """Where samples are taken.
+
+    Attributes:
+        rows: ``[G, N, h * samples]``, in the image that the box belongs to.
+        columns: ``[G, N, w * samples]``.
+        item: ``[G, N]``, which image of its group that is.
+        level: ``[G, N]``, which of several maps that is in; None if there is one.
+        share: ``[G, N]``, what each of several samples of an output pixel counts; None if it has one.
+    """
+
+    rows: Axis
+    columns: Axis
+    item: Array
+    level: Array | None
+    share: Array | None
+
+    def of_level(self, level: int) -> "Samples":
+        """The samples of one of several maps; all others are outside."""
+        if self.level is None:
+            return self
+        inside = self.rows.inside & (self.level == level)[..., None]
+        return self._replace(rows=self.rows._replace(inside=inside))
+
+
+def in_items(rows: Axis, box_indices: Array | None, batch: Any) -> tuple[Array, Axis]:
+    """Which image of its group ``[G, N]`` each box is of, and its rows: all are outside of an image that is not there."""
+    if box_indices is None:
+        return jnp.zeros(rows.index.shape[:2], jnp.int32), rows
+    exists = (box_indices >= 0) & (box_indices < batch)
+    return jnp.where(exists, box_indices, 0), rows._replace(inside=rows.inside & exists[..., None])
+
+
+class Taps(NamedTuple):
+    """The pixels that samples weigh along one axis.
+
+    Attributes:
+        first: ``[..., n]``, the index of the first of them.
+        weights: ``[..., n]`` each, of that and the next.
+        inside: ``[..., n]``, whether a sample has influence.
+    """
+
+    first: Array
+    weights: list[Array]
+    inside: Array
+
+
+class Term(NamedTuple):
+    """Samples that weigh pixels by linear interpolation, or by its derivative: crops are sums of such terms.
+
+    Attributes:
+        samples: those of the derivative along an axis have how far each sample moves as its fraction.
+        orders: of the derivative along rows and columns, 0 or 1.
+    """
+
+    samples: Samples
+    orders: tuple[int, int] = (0, 0)
+
+    def taps(self, window: tuple[int, int], share: bool = True) -> tuple[Taps, Taps]:
+        """The pixels along rows and columns; with a sample's share in the weights of its row."""
+        rows, columns = (
+            _taps(axis, count, order) for axis, count, order in zip(self.samples[:2], window, self.orders, strict=True)
+        )
+        if share and self.samples.share is not None:
+            rows = rows._replace(weights=[weight * self.samples.share[..., None] for weight in rows.weights])
+        return rows, columns
+
+
+def _taps(axis: Axis, count: int, order: int) -> Taps:
+    f = axis.fraction
+    by_order = [[1 - f, f], [-f, f]] if count == 2 else [[jnp.ones_like(f)], [jnp.zeros_like(f)]]
+    return Taps(axis.index, by_order[order], axis.inside)
+
+
+def each_group(program: Callable[..., Any]) -> Callable[..., Any]:
+    """A program of one group for all of them: at once, and without their axis if there is but one."""
+
+    def of_all(*arrays: Any) -> Any:
+        groups = jax.tree.leaves(arrays)[0].shape[0]
+        if isinstance(groups, int) and groups == 1:
+            return jax.tree.map(lambda x: x[None], program(*jax.tree.map(lambda x: x[0], arrays)))
+        return jax.vmap(program)(*arrays)
+
+    return of_all
+
+
+def joined(
+    program: Callable[[Sequence[Array], Sequence[Array]], Sequence[Array]],
+    size: int,
+    of_groups: tuple[Sequence[Array], Sequence[int | None]],
+    of_boxes: tuple[Sequence[Array], Sequence[int | None]],
+    gives_groups: bool,
+) -> tuple[Sequence[Array], int]:
+    """A program of the canonical form under `jax.vmap`: the mapped axis joins the groups, or else the boxes.
+
+    Args:
+        program: of arrays ``[G, ...]`` and arrays ``[G, N, ...]`` to arrays of one kind.
+        size: of the mapped axis.
+        of_groups: the arrays ``[G, ...]``, and which axis of each is mapped, if any.
+        of_boxes: likewise.
+        gives_groups: whether the results are ``[G, ...]``, not ``[G, N, ...]``.
+
+    Returns:
+        The results, and which of their axes is the mapped one.
+    """
+    more_groups = gives_groups or any(axis is not None for axis in of_groups[1])
+    at = 0 if more_groups else 1
+
+    def join(array: Array, axis: int | None) -> Array:
+        if axis is None:
+            array = jnp.broadcast_to(jnp.expand_dims(array, at), (*array.shape[:at], size, *array.shape[at:]))
+        else:
+            array = jnp.moveaxis(array, axis, at)
+        return array.reshape(*array.shape[:at], size * array.shape[at + 1], *array.shape[at + 2 :])
+
+    groups = map(join, *of_groups) if more_groups else of_groups[0]
+    results = program(list(groups), list(map(join, *of_boxes)))
+    return [x.reshape(*x.shape[:at], size, x.shape[at] // size, *x.shape[at + 1 :]) for x in results], at

@@ -258,7 +258,7 @@ def test_invert_is_exact_where_its_numbers_are(y1, x1, height, width):
 def test_crop_of_the_inverse_is_the_image_within_and_fill_around(align_corners):
     size = np.array([33, 65]) - (not align_corners)  # so that boxes have edges on a grid of 1/32 and 1/64
     image = np.random.default_rng(2).random((*size, 3), np.float32)
-    for y1, x1, y2, x2 in [(8, 16, 24, 32), (24, 16, 8, 48), (0, 0, 32, 64), (4, 60, 5, 28)]:  # some are flipped
+    for y1, x1, y2, x2 in [(24, 16, 8, 48), (4, 60, 8, 28)]:  # flipped, along one axis each
         cut = np.float32([[y1 / 32, x1 / 64, y2 / 32, x2 / 64]])
         crop_size = abs(y2 - y1) + align_corners, abs(x2 - x1) + align_corners  # a pixel for each of the image
         crop = jax_crop.crop_and_resize(image, cut, None, crop_size, align_corners=align_corners)[0]

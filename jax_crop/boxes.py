@@ -310,14 +310,14 @@ def _random_resized(
     def pixels(key: Array) -> Array:
         """One box, counted from the edges of pixels."""
         key_area, key_aspect, key_place = jax.random.split(key, 3)
-        share = jax.random.uniform(key_area, 10, jnp.float32, *area)  # one for each try
-        ratio = jnp.exp(jax.random.uniform(key_aspect, 10, jnp.float32, *map(math.log, aspect)))
+        share = jax.random.uniform(key_area, (10,), jnp.float32, *area)  # one for each try
+        ratio = jnp.exp(jax.random.uniform(key_aspect, (10,), jnp.float32, *map(math.log, aspect)))
         h = jnp.round(jnp.sqrt(share * height * width / ratio))
         w = jnp.round(jnp.sqrt(share * height * width * ratio))
         fits = (h > 0) & (h <= height) & (w > 0) & (w <= width)
         first = jnp.argmax(fits)
         sides = jnp.where(fits[first], jnp.stack([h[first], w[first]]).astype(jnp.int32), central)
-        anywhere = jax.random.randint(key_place, 2, 0, size - sides + 1, jnp.int32)
+        anywhere = jax.random.randint(key_place, (2,), 0, size - sides + 1, jnp.int32)
         place = jnp.where(fits[first], anywhere, (size - sides) // 2)
         return jnp.concatenate([place, place + sides])
 

@@ -16,9 +16,12 @@ Convention:
     Pixels of a *crop* are counted from their centres in both cases: pixel 0 stands at 0, the last of `n` at `n - 1`.
 """
 
+import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -199,6 +202,131 @@ def from_crop(points: Values, boxes: Values, crop_size: Sequence[int], *, align_
     return first * (1 - fraction) + last * fraction
 
 
+def invert(boxes: Values) -> Array:
+    """The boxes that, cut out of crops, give back whole images: each crop in its place, and fill around it.
+
+    `[-y1, -x1, 1 - y1, 1 - x1] / [h, w, h, w]`, where `h = y2 - y1` and `w = x2 - x1`: the image as its crop sees it.
+    This pastes: a mask that was predicted for a box is put into the image by a crop of the *mask*.
+
+    Convention:
+        Normalized, and the same for both values of `align_corners`; cut with the value that the crop was cut with.
+        A flipped box has a flipped inverse, which mirrors the crop back. A box without height or width, and one that
+        is not finite, has no inverse: its result is NaN on that axis, so that all of its image is fill.
+
+    Args:
+        boxes: normalized boxes `[..., 4]`.
+
+    Returns:
+        `[..., 4]`, each coordinate rounded three times in the dtype of the boxes. A pixel of the image that stands just
+        on the edge of its box may therefore be found inside the crop, or beside it. The derivative by an axis that has
+        no inverse is 0.
+
+    Examples:
+        >>> invert([0.25, 0.0, 0.75, 0.5])  # the image is twice as high and wide as the crop
+        Array([-0.5,  0. ,  1.5,  2. ], dtype=float32)
+        >>> from jax_crop import crop_and_resize
+        >>> whole_image = invert([[0.25, 0.0, 0.75, 0.5]])
+        >>> crop_and_resize(jnp.ones((2, 2, 1)), whole_image, None, (4, 4), align_corners=False)[0, ..., 0]
+        Array([[0., 0., 0., 0.],
+               [1., 1., 0., 0.],
+               [1., 1., 0., 0.],
+               [0., 0., 0., 0.]], dtype=float32)
+    """
+    boxes = _floats(boxes, "boxes", (4,))
+    first, last = jnp.split(boxes, 2, axis=-1)
+    sides = last - first
+    has_inverse = jnp.isfinite(sides) & (sides != 0)
+    # Replaced before the division: what is selected away after it would still put NaN into derivatives.
+    first, sides = jnp.where(has_inverse, first, 0), jnp.where(has_inverse, sides, 1)
+    edges = [jnp.where(has_inverse, (edge - first) / sides, jnp.nan) for edge in (0, 1)]  # of the image
+    return jnp.concatenate(edges, axis=-1)
+
+
+def random_resized(
+    key: Array,
+    count: int,
+    image_size: Values,
+    *,
+    area: tuple[float, float] = (0.08, 1.0),
+    aspect: tuple[float, float] = (3 / 4, 4 / 3),
+    align_corners: bool = True,
+) -> Array:
+    """Boxes of random area, aspect ratio and place: those of torchvision's `RandomResizedCrop`.
+
+    A box has a share of the image's area that is uniform in `area`, and an aspect ratio whose logarithm is uniform;
+    its sides are rounded to whole pixels, and of all places within the image each is equally likely. A box that does
+    not fit is drawn again, ten times at most. What never fits, most often in a long image, becomes the largest box in
+    the centre whose aspect ratio is within `aspect`.
+
+    Convention:
+        Normalized. A box of the pixels `top` to `top + h - 1` goes with `align_corners=False` from the outer edge of
+        the first to that of the last, `top / H` to `(top + h) / H`; with `align_corners=True` from centre to centre,
+        `top / (H-1)` to `(top + h - 1) / (H-1)`, and is 0 on an axis of one pixel.
+
+    Args:
+        key: of `jax.random`, of either style.
+        count: how many boxes, known while tracing.
+        image_size: `(height, width)` in pixels; a JAX array of shape `[2]` may be traced.
+        area: the least and the largest share of the image, from 0 to 1, known while tracing.
+        aspect: the least and the largest width divided by height, in pixels, known while tracing.
+        align_corners: as for the crop.
+
+    Returns:
+        float32 `[count, 4]`.
+
+    Raises:
+        TypeError, ValueError: if an argument is not as described.
+
+    Source: `get_params` of torchvision's `RandomResizedCrop`
+    (<https://docs.pytorch.org/vision/stable/generated/torchvision.transforms.RandomResizedCrop.html>); the method is
+    that of Szegedy et al., "Going Deeper with Convolutions", 2015, section 6.
+
+    Examples:
+        >>> random_resized(jax.random.key(0), 2, (480, 640)).shape
+        (2, 4)
+        >>> keys = jax.random.split(jax.random.key(0), 3)
+        >>> sizes = jnp.array([[480, 640], [320, 320], [1080, 1920]])  # of three images
+        >>> jax.vmap(random_resized, in_axes=(0, None, 0))(keys, 1, sizes).shape
+        (3, 1, 4)
+    """
+    if not isinstance(count, int | np.integer) or count < 0:
+        raise ValueError(f"count must be a number of boxes, known while tracing, got {count!r}")
+    size = image_size if isinstance(image_size, Array) else jnp.array(_arguments.size("image_size", image_size))
+    if size.shape != (2,) or not jnp.issubdtype(size.dtype, jnp.integer):
+        raise ValueError(f"image_size must be two integers, (height, width), got {size.dtype}{list(size.shape)}")
+    area, aspect = _range("area", area, 1), _range("aspect", aspect, math.inf)
+    keys = jax.random.split(key, int(count))
+    return _random_resized(keys, size.astype(jnp.int32), area=area, aspect=aspect, align_corners=bool(align_corners))
+
+
+@functools.partial(jax.jit, static_argnames=("area", "aspect", "align_corners"))
+def _random_resized(
+    keys: Array, size: Array, *, area: tuple[float, float], aspect: tuple[float, float], align_corners: bool
+) -> Array:
+    height, width = jnp.unstack(size.astype(jnp.float32))
+    central = jnp.stack([width / aspect[0], height * aspect[1]])
+    central = jnp.clip(jnp.round(central), 1, size.astype(jnp.float32)).astype(jnp.int32)
+
+    def pixels(key: Array) -> Array:
+        """One box, counted from the edges of pixels."""
+        key_area, key_aspect, key_place = jax.random.split(key, 3)
+        share = jax.random.uniform(key_area, (10,), jnp.float32, *area)  # one for each try
+        ratio = jnp.exp(jax.random.uniform(key_aspect, (10,), jnp.float32, *map(math.log, aspect)))
+        h = jnp.round(jnp.sqrt(share * height * width / ratio))
+        w = jnp.round(jnp.sqrt(share * height * width * ratio))
+        fits = (h > 0) & (h <= height) & (w > 0) & (w <= width)
+        first = jnp.argmax(fits)
+        sides = jnp.where(fits[first], jnp.stack([h[first], w[first]]).astype(jnp.int32), central)
+        anywhere = jax.random.randint(key_place, (2,), 0, size - sides + 1, jnp.int32)
+        place = jnp.where(fits[first], anywhere, (size - sides) // 2)
+        return jnp.concatenate([place, place + sides])
+
+    edges = jax.vmap(pixels)(keys)
+    # The centre of the last pixel is one before its outer edge.
+    ends = edges - jnp.array([[0, 0, 1, 1]], jnp.int32) if align_corners else edges
+    return normalize(ends, size, align_corners=align_corners)
+
+
 def assign_levels(
     boxes: Values, min_level: int, max_level: int, *, canonical_level: int = 4, canonical_size: float = 224.0
 ) -> Array:
@@ -272,6 +400,17 @@ def _length(image_size: Values, align_corners: bool) -> Array:
 def _fraction(position: Array, length: Array) -> Array:
     """`position / length`, exactly 1 at the end though XLA may multiply with a rounded reciprocal instead."""
     return jnp.where(2 * position > length, 1 - (length - position) / length, position / length)
+
+
+def _range(name: str, value: Sequence[float], upper: float) -> tuple[float, float]:
+    """The least and the largest of positive numbers up to `upper`."""
+    try:
+        least, most = (float(n) for n in value)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} must be a pair of numbers (least, most), known while tracing, got {value!r}") from None
+    if not (0 < least <= most <= upper and most < math.inf):
+        raise ValueError(f"{name} must be a pair (least, most), 0 < least <= most <= {upper:g}, got {value!r}")
+    return least, most
 
 
 def _grow(boxes: Array, margin: Array) -> Array:

@@ -1,7 +1,11 @@
 """`jax_crop.boxes`, against arithmetic in fractions and in float64, and against the crops themselves."""
 
+import functools
 import inspect
 import itertools
+import math
+import random
+from collections import Counter
 from fractions import Fraction
 
 import jax
@@ -11,6 +15,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from jax.test_util import check_grads
+from scipy import stats
 
 import jax_crop
 from jax_crop import boxes
@@ -28,6 +33,7 @@ FUNCTIONS = {
     "clip": lambda b: boxes.clip(b, (0.8, 0.9)),
     "to_crop": lambda b: boxes.to_crop(b, CUT[0], (5, 7)),
     "from_crop": lambda b: boxes.from_crop(b, CUT[0], (5, 7), align_corners=False),
+    "invert": boxes.invert,
     "assign_levels": lambda b: boxes.assign_levels(b, 2, 5, canonical_size=0.5),
 }
 every_function = pytest.mark.parametrize("function", FUNCTIONS.values(), ids=FUNCTIONS)
@@ -224,6 +230,209 @@ def test_box_without_height_puts_points_on_the_middle_row(strict_jax):
     np.testing.assert_array_equal(to_cut, [[0, 0, 0, 0], [0, -2, 0, -2]])
 
 
+# Inverses
+
+
+@given(a_box, st.booleans())
+def test_invert_as_fractions(box, jit):
+    y1, x1, y2, x2 = map(Fraction, box)
+    assume(abs(y2 - y1) > 1e-3 and abs(x2 - x1) > 1e-3)
+    exact = [-y1 / (y2 - y1), -x1 / (x2 - x1), (1 - y1) / (y2 - y1), (1 - x1) / (x2 - x1)]
+    inverse = (jax.jit(boxes.invert) if jit else boxes.invert)(box).tolist()
+    for result, q in zip(inverse, exact, strict=True):
+        assert abs(Fraction(result) - q) <= abs(q) * Fraction(2) ** -22 + Fraction(2) ** -126  # below which XLA has 0
+    side = min(abs(y2 - y1), abs(x2 - x1))
+    np.testing.assert_allclose(boxes.invert(inverse), box, atol=1e-6 / float(side) + 1e-6)
+
+
+@given(*[st.integers(-8, 16).map(lambda n: n / 8)] * 2, *[st.sampled_from([-0.5, 0.25, 0.5, 1, 2])] * 2)
+def test_invert_is_exact_where_its_numbers_are(y1, x1, height, width):
+    box = [y1, x1, y1 + height, x1 + width]
+    inverse = boxes.invert(box)
+    assert inverse.tolist() == [-y1 / height, -x1 / width, (1 - y1) / height, (1 - x1) / width]
+    np.testing.assert_array_equal(boxes.invert(inverse), box)
+    assert boxes.invert([0, 0, 1, 1]).tolist() == [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize("align_corners", [True, False])
+def test_crop_of_the_inverse_is_the_image_within_and_fill_around(align_corners):
+    size = np.array([33, 65]) - (not align_corners)  # so that boxes have edges on a grid of 1/32 and 1/64
+    image = np.random.default_rng(2).random((*size, 3), np.float32)
+    for y1, x1, y2, x2 in [(24, 16, 8, 48), (4, 60, 8, 28)]:  # flipped, along one axis each
+        cut = np.float32([[y1 / 32, x1 / 64, y2 / 32, x2 / 64]])
+        crop_size = abs(y2 - y1) + align_corners, abs(x2 - x1) + align_corners  # a pixel for each of the image
+        crop = jax_crop.crop_and_resize(image, cut, None, crop_size, align_corners=align_corners)[0]
+        back = jax_crop.crop_and_resize(
+            crop, boxes.invert(cut), None, tuple(size), extrapolation_value=-1, align_corners=align_corners
+        )[0]
+        within = np.full_like(image, -1)
+        rows, columns = (slice(min(a, b), max(a, b) + align_corners) for a, b in ((y1, y2), (x1, x2)))
+        within[rows, columns] = image[rows, columns]
+        np.testing.assert_allclose(back, within, atol=1e-5)
+
+
+@given(a_box, alignments)
+def test_crop_of_the_inverse_restores_a_ramp(box, align_corners):
+    y1, x1, y2, x2 = box
+    assume(abs(y2 - y1) > 0.05 and abs(x2 - x1) > 0.05)
+    # A crop of 64 x 64 pixels of the ramp (y, x), as if the image had no border.
+    pixels = np.stack(np.meshgrid(np.arange(64), np.arange(64), indexing="ij"), -1)
+    ramp = boxes.from_crop(pixels[None], np.float32([box])[:, None], (64, 64), align_corners=align_corners)[0]
+    image = jax_crop.crop_and_resize(
+        ramp, boxes.invert([box]), None, (20, 30), extrapolation_value=np.nan, align_corners=align_corners
+    )[0]
+    rows, columns = (np.linspace(0, 1, n) if align_corners else (np.arange(n, dtype=float) + 0.5) / n for n in (20, 30))
+    expected = np.stack(np.meshgrid(rows, columns, indexing="ij"), -1)
+    first, last = np.minimum(box[:2], box[2:]), np.maximum(box[:2], box[2:])
+    inside = np.all((expected >= first + 1e-5) & (expected <= last - 1e-5), axis=-1)
+    outside = np.any((expected < first - 1e-5) | (expected > last + 1e-5), axis=-1)
+    replicated = 0 if align_corners else np.max(last - first) / 128  # within half a pixel of the crop's border
+    np.testing.assert_allclose(image[inside], expected[inside], atol=replicated + 1e-5)
+    assert np.isnan(image[outside]).all()
+
+
+NO_INVERSE = [[0.5, 0.1, 0.5, 0.9], [0.1, 0.5, 0.9, 0.5], [0, 0, 0, 0], [np.inf] * 4, [0.1, 0.1, np.inf, 0.9]]
+ONE_INVERSE = np.float32([[0.1, 0.2, 0.8, 0.9], *NO_INVERSE, [np.nan] * 4])
+
+
+def test_boxes_without_inverse():
+    inverse = boxes.invert(ONE_INVERSE)
+    np.testing.assert_array_equal(np.isfinite(inverse).all(axis=1), [True] + [False] * 6)
+    gradient = jax.grad(lambda b: jnp.nansum(boxes.invert(b) ** 2))(ONE_INVERSE)
+    assert np.all(np.isfinite(gradient))
+    assert np.all(gradient[0] != 0)
+    np.testing.assert_array_equal(gradient != 0, np.isfinite(inverse))
+
+
+def test_images_of_boxes_without_inverse_are_fill(strict_jax):
+    masks, order = jnp.linspace(1, 2, 7 * 5 * 5).reshape(7, 5, 5, 1), jnp.arange(7)
+
+    def paste(cut):
+        return jax_crop.crop_and_resize(masks, boxes.invert(cut), order, (9, 9), align_corners=False)
+
+    pasted = jax.jit(paste)(ONE_INVERSE)
+    assert np.all(pasted[0, 2:7, 2:8] >= 1)
+    np.testing.assert_array_equal(pasted[1:], 0)
+    gradient = jax.jit(jax.grad(lambda cut: jnp.sum(paste(cut) ** 2)))(ONE_INVERSE)
+    assert np.all(gradient[0] != 0)
+    np.testing.assert_array_equal(gradient[1:], 0)
+
+
+# Random boxes
+
+IMAGE_SIZES = [(240, 320), (300, 300), (500, 60), (40, 300), (120, 400)]
+SMALL_SIZES = [(1, 1), (2, 3), (5, 4), (3, 12), (9, 2), (1, 6)]
+
+
+def torchvisions_box(rng, image_size, area, aspect):
+    """The published algorithm of torchvision's `RandomResizedCrop.get_params`: a box, and whether no try fitted."""
+    height, width = image_size
+    for _ in range(10):
+        pixels = height * width * rng.uniform(*area)
+        ratio = math.exp(rng.uniform(*map(math.log, aspect)))
+        h, w = round(math.sqrt(pixels / ratio)), round(math.sqrt(pixels * ratio))
+        if 0 < h <= height and 0 < w <= width:
+            return (rng.randint(0, height - h), rng.randint(0, width - w), h, w), False
+    h, w = height, width
+    if width / height < aspect[0]:
+        h = round(width / aspect[0])
+    elif width / height > aspect[1]:
+        w = round(height * aspect[1])
+    return ((height - h) // 2, (width - w) // 2, h, w), True
+
+
+@functools.cache
+def samples(image_size, count, area, aspect):
+    """As many boxes `(top, left, h, w)` of whole pixels of torchvision's algorithm and of ours, and its fallback."""
+    rng = random.Random(0)
+    theirs, fallen = zip(*(torchvisions_box(rng, image_size, area, aspect) for _ in range(count)), strict=True)
+    fallback = next(itertools.compress(theirs, fallen), None)
+    normalized = boxes.random_resized(
+        jax.random.key(1), count, image_size, area=area, aspect=aspect, align_corners=False
+    )
+    edges = np.asarray(boxes.denormalize(normalized, image_size, align_corners=False))
+    np.testing.assert_allclose(edges, edges.round(), atol=1e-3)
+    ours = edges.round().astype(int)
+    ours[:, 2:] -= ours[:, :2]
+    return np.array(theirs), ours, fallback
+
+
+@pytest.mark.parametrize(("area", "aspect"), [((0.08, 1.0), (3 / 4, 4 / 3)), ((0.2, 0.5), (0.25, 3.0))])
+@pytest.mark.parametrize("image_size", IMAGE_SIZES)
+def test_random_resized_is_distributed_as_torchvisions(image_size, area, aspect):
+    theirs, ours, fallback = samples(image_size, 20_000, area, aspect)
+    features = {
+        "area": lambda b: b[:, 2] * b[:, 3],
+        "aspect": lambda b: b[:, 3] / b[:, 2],
+        "top": lambda b: b[:, 0],
+        "left": lambda b: b[:, 1],
+        "bottom": lambda b: b[:, 0] + b[:, 2],
+        "right": lambda b: b[:, 1] + b[:, 3],
+        "place among places": lambda b: b[:, 0] / np.maximum(image_size[0] - b[:, 2], 1),
+    }
+    for name, feature in features.items():
+        p = stats.ks_2samp(feature(theirs), feature(ours)).pvalue
+        assert p > 1e-4, f"{name} is distributed otherwise: p = {p:.1e}"
+    if fallback is not None:
+        fallen = [np.sum(np.all(some == fallback, axis=1)) for some in (theirs, ours)]
+        p = stats.binomtest(int(fallen[0]), int(sum(fallen)), 0.5).pvalue
+        assert p > 1e-4, f"{fallen} of 20000 boxes are the one in the centre: p = {p:.1e}"
+
+
+@pytest.mark.parametrize("image_size", SMALL_SIZES)
+def test_random_resized_of_few_pixels_has_each_box_as_often(image_size):
+    theirs, ours, _ = samples(image_size, 20_000, (0.08, 1.0), (3 / 4, 4 / 3))
+    counts = [Counter(map(tuple, some.tolist())) for some in (theirs, ours)]
+    table = np.array([[count[box] for box in counts[0] | counts[1]] for count in counts])
+    frequent = table.sum(0) >= 20
+    table = np.column_stack([table[:, frequent], table[:, ~frequent].sum(1) + 1])
+    p = stats.chi2_contingency(table).pvalue
+    assert p > 1e-4, f"boxes and how often each was drawn, p = {p:.1e}: {counts}"
+
+
+@pytest.mark.parametrize("image_size", IMAGE_SIZES + SMALL_SIZES)
+def test_random_resized_spans_pixels_in_both_conventions(image_size):
+    draw = functools.partial(boxes.random_resized, jax.random.key(0), 50, image_size)
+    edges = np.asarray(boxes.denormalize(draw(align_corners=False), image_size, align_corners=False)).round()
+    centres = np.asarray(boxes.denormalize(draw(align_corners=True), image_size, align_corners=True))
+    one_pixel = np.tile(np.array(image_size) == 1, 2)
+    np.testing.assert_allclose(centres, np.where(one_pixel, 0, edges - [0, 0, 1, 1]), atol=1e-3)
+    for normalized in (draw(align_corners=True), draw(align_corners=False)):
+        assert normalized.dtype == jnp.float32
+        assert np.all((normalized >= 0) & (normalized <= 1))
+
+
+@pytest.mark.parametrize(
+    ("image_size", "aspect", "box"),
+    [
+        ((100, 10), (3 / 4, 4 / 3), (43, 0, 56, 10)),
+        ((10, 100), (3 / 4, 4 / 3), (0, 43, 10, 56)),
+        ((10, 101), (3 / 4, 4 / 3), (0, 44, 10, 57)),
+        ((3, 1), (3 / 4, 4 / 3), (1, 0, 2, 1)),
+        ((90, 100), (2.0, 3.0), (20, 0, 70, 100)),
+        ((1, 10), (0.1, 0.2), (0, 4, 1, 5)),  # torchvision's would have no width
+    ],
+)
+def test_random_resized_falls_back_to_the_centre(image_size, aspect, box):
+    """Where all of the area is asked for, which no box of such an aspect ratio has."""
+    drawn = boxes.random_resized(jax.random.key(0), 3, image_size, area=(1, 1), aspect=aspect, align_corners=False)
+    np.testing.assert_allclose(drawn, np.tile(np.float32(box) / np.tile(image_size, 2), (3, 1)), atol=1e-6)
+
+
+def test_random_resized_under_transforms(strict_jax, with_and_without_x64):
+    key = jax.random.key(3)
+    expected = boxes.random_resized(key, 4, (48, 64))
+    assert expected.dtype == jnp.float32
+    for new_or_old in (key, jax.random.PRNGKey(3)):
+        jitted = jax.jit(boxes.random_resized, static_argnums=1)(new_or_old, 4, jnp.array([48, 64]))
+        np.testing.assert_array_equal(jitted, expected)
+    keys, image_sizes = jax.random.split(key, 3), jnp.array([[48, 64], [1, 9], [480, 20]])
+    of_each = jax.vmap(boxes.random_resized, in_axes=(0, None, 0))(keys, 2, image_sizes)
+    for result, one_key, image_size in zip(of_each, keys, image_sizes.tolist(), strict=True):
+        np.testing.assert_allclose(result, boxes.random_resized(one_key, 2, image_size), atol=1e-7)
+    assert boxes.random_resized(key, 0, (48, 64)).shape == (0, 4)
+
+
 # Levels
 
 
@@ -289,7 +498,7 @@ def test_every_public_function_is_here():
         for name, value in inspect.getmembers(boxes, inspect.isfunction)
         if value.__module__ == boxes.__name__ and not name.startswith("_")
     }
-    assert public == set(FUNCTIONS)
+    assert public == set(FUNCTIONS) | {"random_resized"}  # which takes no boxes
 
 
 @every_function
@@ -368,6 +577,10 @@ def test_gradient_of_normalize_at_the_border_is_that_within(size):
 # Errors
 
 
+def draw(count=2, image_size=(48, 64), **ranges):
+    return boxes.random_resized(jax.random.key(0), count, image_size, **ranges)
+
+
 @pytest.mark.parametrize(
     ("error", "message", "call"),
     [
@@ -400,6 +613,18 @@ def test_gradient_of_normalize_at_the_border_is_that_within(size):
             r"crop_size must be a pair of positive .*got \(5, 0\)",
             lambda: boxes.from_crop(BOXES, CUT, (5, 0)),
         ),
+        (ValueError, r"count must be a number of boxes.*got -1", lambda: draw(count=-1)),
+        (ValueError, r"count must be a number of boxes.*got 2.0", lambda: draw(count=2.0)),
+        (TypeError, r"image_size must be .*\(height, width\), got 480", lambda: draw(image_size=480)),
+        (ValueError, r"image_size must be two integers.*int32\[3\]", lambda: draw(image_size=jnp.array([4, 6, 3]))),
+        (ValueError, r"image_size must be two integers.*float32\[2\]", lambda: draw(image_size=jnp.array([4.0, 6]))),
+        (ValueError, r"area must be .* <= 1, got \(0.5, 1.5\)", lambda: draw(area=(0.5, 1.5))),
+        (ValueError, r"area must be .* <= 1, got \(0.5, 0.1\)", lambda: draw(area=(0.5, 0.1))),
+        (TypeError, r"area must be a pair of numbers.*got 0.5", lambda: draw(area=0.5)),
+        (ValueError, r"aspect must be .*, got \(0, 2\)", lambda: draw(aspect=(0, 2))),
+        (ValueError, r"aspect must be .*, got \(1, inf\)", lambda: draw(aspect=(1, math.inf))),
+        (ValueError, r"aspect must be .*, got \(nan, 2\)", lambda: draw(aspect=(math.nan, 2))),
+        (TypeError, r"aspect must be a pair.*known while tracing", lambda: jax.jit(lambda a: draw(aspect=(a, 2)))(1.0)),
         (ValueError, r"min_level must not exceed max_level, got 5 and 2", lambda: boxes.assign_levels(BOXES, 5, 2)),
         (ValueError, r"canonical_size .*got 0", lambda: boxes.assign_levels(BOXES, 2, 5, canonical_size=0)),
     ],

@@ -58,8 +58,8 @@ def crop_and_resize(
         outside, and of ``"nearest"``, 0.
 
     Raises:
-        TypeError, ValueError: while tracing, for an argument of the wrong type, shape or value. Under
-            `jax.experimental.checkify`, also an index outside ``[0, B)`` and a box that is not finite are errors.
+        TypeError, ValueError: while tracing, for an argument of the wrong type, shape or value. For
+            what only the data can tell, see `jax_crop.boxes.check`.
 
     Examples:
         >>> import jax.numpy as jnp

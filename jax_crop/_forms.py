@@ -10,7 +10,6 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 from jax_crop._arguments import Values
-from jax_crop._checks import checked
 
 
 def in_form(
@@ -34,8 +33,7 @@ def in_form(
         The crops, ``[N, h, w, C]`` or ``[B, N, h, w, C]``.
     """
     crop_of_all = _of_each_image(crop) if box_indices is None else crop
-    crops = _on_each_device(crop_of_all, (images, boxes, box_indices, fill))
-    return checked(crops, boxes, box_indices, images[0].shape[0])
+    return _on_each_device(crop_of_all, (images, boxes, box_indices, fill))
 
 
 def _of_each_image(crop: Callable[..., Array]) -> Callable[..., Array]:

@@ -79,8 +79,8 @@ def roi_align(
         clamped to the border.
 
     Raises:
-        TypeError, ValueError: while tracing, for an argument of the wrong type, shape or value. Under
-            `jax.experimental.checkify`, also an index outside ``[0, B)`` and a box that is not finite are errors.
+        TypeError, ValueError: while tracing, for an argument of the wrong type, shape or value. For
+            what only the data can tell, see `jax_crop.boxes.check`.
 
     Examples:
         >>> import jax.numpy as jnp
@@ -137,8 +137,8 @@ def multilevel_roi_align(
         As `roi_align` of each box on its level, to the last bit.
 
     Raises:
-        TypeError, ValueError: while tracing, for an argument of the wrong type, shape or value. Under
-            `jax.experimental.checkify`, also an index outside ``[0, B)`` and a box that is not finite are errors.
+        TypeError, ValueError: while tracing, for an argument of the wrong type, shape or value. For
+            what only the data can tell, see `jax_crop.boxes.check`.
 
     Examples:
         >>> import jax.numpy as jnp

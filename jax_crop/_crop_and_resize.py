@@ -1,6 +1,7 @@
 """The operation: canonical form -> geometry -> sampling -> caller's form."""
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -17,7 +18,7 @@ def crop_and_resize(
     image: ArrayLike,
     boxes: ArrayLike,
     box_indices: ArrayLike | None,
-    crop_size: tuple[int, int],
+    crop_size: int | Sequence[int],
     method: str = "bilinear",
     extrapolation_value: ArrayLike = 0.0,
     *,
@@ -40,11 +41,12 @@ def crop_and_resize(
             enabled. A box with a coordinate that is not finite is outside everywhere.
         box_indices: integers ``[N]``, which image each box is cut from. An index outside ``[0, B)``, say -1 to pad to a
             fixed number of boxes, makes the whole crop fill. None for ``[H, W, C]`` images and for ``[B, N, 4]`` boxes.
-        crop_size: ``(height, width)`` of the crops in pixels, known while tracing.
+        crop_size: ``(height, width)`` of the crops in pixels, or one number for a square, known while tracing.
         method: ``"bilinear"``, or ``"nearest"`` with halves rounded away from zero.
         extrapolation_value: the fill, a scalar or one value for each channel, ``[C]``.
         align_corners: see *Alignment*. With False, a sample within half a pixel of the border takes the border's value.
-        dtype: the floating type of the crops. Interpolation runs in float32, in float64 if dtype is float64.
+        dtype: the floating type of the crops, of JAX's default width for Python's ``float``. Interpolation runs in
+            float32, in float64 if dtype is float64.
 
     Returns:
         ``[N, crop_height, crop_width, C]``, or ``[B, N, crop_height, crop_width, C]`` for ``[B, N, 4]`` boxes.
@@ -58,8 +60,9 @@ def crop_and_resize(
         outside, and of ``"nearest"``, 0.
 
     Raises:
-        TypeError, ValueError: while tracing, for an argument of the wrong type, shape or value. For
-            what only the data can tell, see `jax_crop.boxes.check`.
+        TypeError, ValueError: while tracing, for an argument of the wrong type, shape or value; also for boxes in
+            lists and NumPy arrays that are whole numbers far beyond 1, in pixels that is. For what only the data
+            of traced and of JAX arrays can tell, see `jax_crop.boxes.check`.
 
     Examples:
         >>> import jax.numpy as jnp
@@ -78,9 +81,7 @@ def crop_and_resize(
         (<https://www.tensorflow.org/api_docs/python/tf/raw_ops/CropAndResize>), whose positional arguments these are.
     """
     image = _arguments.image("image", image)
-    boxes = _arguments.boxes(
-        boxes, "if these are pixel coordinates, jax_crop.boxes.normalize makes them normalized ones"
-    )
+    boxes = _arguments.normalized(boxes)
     box_indices = _arguments.box_indices(box_indices, image.shape, boxes.shape)
     crop_size = _arguments.size("crop_size", crop_size)
     _arguments.extent("crop_size", crop_size, image.shape[-3:-1], 2**30)

@@ -78,7 +78,7 @@ def normalize(boxes: Values, image_size: Values, *, align_corners: bool = True) 
 
     Args:
         boxes: boxes `[..., 4]` or points `[..., 2]`, in pixels.
-        image_size: `(height, width)` in pixels; a JAX array of shape `[2]` may be traced.
+        image_size: `(height, width)` in pixels, or one number for a square; a JAX array of shape `[2]` may be traced.
         align_corners: as for the crop.
 
     Examples:
@@ -155,7 +155,7 @@ def clip(boxes: Values, upper: Values = 1.0) -> Array:
     return jnp.clip(boxes, 0, _per_coordinate(upper, boxes, "upper"))
 
 
-def to_crop(points: Values, boxes: Values, crop_size: Sequence[int], *, align_corners: bool = True) -> Array:
+def to_crop(points: Values, boxes: Values, crop_size: int | Sequence[int], *, align_corners: bool = True) -> Array:
     """Where points of the image are in its crops.
 
     Convention:
@@ -167,7 +167,7 @@ def to_crop(points: Values, boxes: Values, crop_size: Sequence[int], *, align_co
         points: normalized points `[*N, ..., 2]`, or boxes `[*N, ..., 4]`: for each crop, any number of them.
         boxes: the normalized boxes `[*N, 4]` that were cut out. Leading axes broadcast: `points[None]` and `[N, 4]` put
             all points into all crops.
-        crop_size: `(height, width)` in pixels.
+        crop_size: `(height, width)` in pixels, or one number for a square.
         align_corners: as for the crop.
 
     Returns:
@@ -186,7 +186,7 @@ def to_crop(points: Values, boxes: Values, crop_size: Sequence[int], *, align_co
     return jnp.where(is_flat, 0.5, fraction) * length - offset
 
 
-def from_crop(points: Values, boxes: Values, crop_size: Sequence[int], *, align_corners: bool = True) -> Array:
+def from_crop(points: Values, boxes: Values, crop_size: int | Sequence[int], *, align_corners: bool = True) -> Array:
     """Where pixels of crops are in the image: the inverse of `to_crop`, with its convention and arguments.
 
     Takes points (or boxes) in pixels of the crop and returns them in normalized coordinates of the image.
@@ -273,14 +273,14 @@ def check(boxes: Values, box_indices: Values | None = None, batch: int | None = 
         >>> print(error.get())  # doctest: +ELLIPSIS
         box_indices must be in [0, 3), but they reach from 0 to 3 (`check` failed)
     """
-    if (box_indices is None) != (batch is None):
+    if (box_indices is None) is not (batch is None):
         raise ValueError(f"box_indices and batch go together, got box_indices={box_indices!r:.80} and batch={batch!r}")
     boxes = _floats(boxes, "boxes", (4,))
     # Sums and extremes need no data from elsewhere where boxes are sharded.
     finite = jnp.isfinite(boxes).all(axis=-1)
     checkify.check(finite.all(), "boxes must be finite, but {} are not", jnp.sum(~finite))
     indices = jnp.asarray([] if box_indices is None else box_indices)
-    if indices.size:
+    if batch is not None and indices.size:
         lowest, highest = indices.min(), indices.max()
         message = f"box_indices must be in [0, {batch}), but they reach from {{}} to {{}}"
         checkify.check((lowest >= 0) & (highest < batch), message, lowest, highest)
@@ -325,7 +325,7 @@ def _grow(boxes: Array, margin: Array) -> Array:
 
 
 def _frame(
-    points: Values, boxes: Values, crop_size: Sequence[int], align_corners: bool
+    points: Values, boxes: Values, crop_size: int | Sequence[int], align_corners: bool
 ) -> tuple[Array, Array, Array, Array, Array]:
     """The points, and laid out like them: their boxes' first and last edges, and what turns a pixel into a fraction.
 

@@ -10,18 +10,23 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike, DTypeLike
 
+_NORMALIZE = "if these are pixel coordinates, jax_crop.boxes.normalize makes them normalized ones"
+
 # NumPy's arrays are left to `jax.jit` to convert: it does not look for NaN in its arguments when told to debug them.
 Values = Array | np.ndarray
 
 
 def image(name: str, value: ArrayLike) -> Values:
     """An array of real numbers, ``[H, W, C]`` or ``[B, H, W, C]``, of static height and width."""
-    value = _array(name, value)
-    if not (jnp.issubdtype(value.dtype, jnp.integer) or jnp.issubdtype(value.dtype, jnp.floating)):
-        hint = ": convert masks, .astype(jnp.float32)" if value.dtype == bool else ""
+    value = _array(name, value, ": a batch has one size; pad smaller images, or crop each by itself")
+    if not _is_real(value):
+        hint = ": convert masks, .astype(jnp.float32), and compare the result with 0.5" if value.dtype == bool else ""
         raise TypeError(f"{name} must be of an integer or floating type, got {value.dtype}{hint}")
     if value.ndim not in (3, 4):
-        hint = ": a grey image is image[..., None]" if value.ndim == 2 else ""
+        hint = {
+            2: f": a grey image is {name}[..., None]",
+            5: f": fold the time of videos [B, T, H, W, C] into the batch, {name}.reshape(-1, *{name}.shape[2:])",
+        }.get(value.ndim, "")
         raise ValueError(f"{name} must be [H, W, C] or [B, H, W, C], got shape {value.shape}{hint}")
     height_width = value.shape[-3:-1]
     if not all(isinstance(size, int) for size in height_width):
@@ -39,7 +44,8 @@ def image(name: str, value: ArrayLike) -> Values:
 
 def boxes(value: ArrayLike, integers: str) -> Values:
     """``[N, 4]`` or ``[B, N, 4]``, float32 (float64 arrays stay); ``integers`` says how to mend an array of these."""
-    array = _array("boxes", value)
+    ragged = ": pad the boxes of each image to one number with NaN, or box_indices with -1"
+    array = _array("boxes", value, ragged)
     if array.ndim not in (2, 3) or array.shape[-1] != 4:
         hint = {
             (1, 4): ": one box is boxes[None]",
@@ -52,6 +58,28 @@ def boxes(value: ArrayLike, integers: str) -> Values:
         raise TypeError(f"boxes must be of a floating type, got {array.dtype}: {integers}")
     stays = array.dtype == jnp.float32 or (array.dtype == jnp.float64 and not is_list)
     return array if stays else array.astype(jnp.float32)
+
+
+def normalized(value: ArrayLike) -> Values:
+    """As `boxes`, refused if the host can see that they count pixels; what is on a device is not fetched to look at.
+
+    They count pixels for certain if all are natural numbers, none is one unit high or wide as the whole image is, and a
+    box with an area reaches beyond 10. Boxes far larger than the image begin before it: boxes with negative edges pass.
+    """
+    array = boxes(value, _NORMALIZE)
+    if not isinstance(array, np.ndarray):
+        return array
+    finite = array[np.isfinite(array).all(axis=-1)]
+    if not np.any(finite > 10) or np.any(finite < 0) or np.any(finite != np.floor(finite)):
+        return array
+    sides = np.abs(finite[:, 2:] - finite[:, :2])
+    large = finite[np.all(sides > 1, axis=1) & np.any(finite > 10, axis=1)]
+    if len(large) and not np.any(sides == 1):
+        raise ValueError(
+            "boxes must be normalized, 0 and 1 being the borders of the image, got whole numbers far beyond, as "
+            f"{[int(edge) for edge in large[0]]}: {_NORMALIZE}"
+        )
+    return array
 
 
 def box_indices(
@@ -83,18 +111,15 @@ def box_indices(
 
 
 def size(name: str, value: Any) -> tuple[int, int]:
-    """Two positive integers, known while tracing."""
-    if any(isinstance(n, jax.core.Tracer) for n in (value if isinstance(value, list | tuple) else [value])):
-        raise TypeError(
-            f"{name} must be known while tracing, got the traced value {value}: mark it static (static_argnames) or "
-            "close over it"
-        )
+    """Two positive integers, or one for both, known while tracing."""
+    _known(name, value)
+    expected = "(height, width), or one integer for a square"
     try:
-        height, width = (operator.index(n) for n in value)
+        height, width = (operator.index(n) for n in ((value, value) if np.ndim(value) == 0 else value))
     except (TypeError, ValueError):
-        raise TypeError(f"{name} must be a pair of integers (height, width), got {value!r}") from None
+        raise TypeError(f"{name} must be a pair of integers {expected}, got {value!r}") from None
     if height < 1 or width < 1:
-        raise ValueError(f"{name} must be a pair of positive integers (height, width), got {value!r}")
+        raise ValueError(f"{name} must be a pair of positive integers {expected}, got {value!r}")
     return height, width
 
 
@@ -105,18 +130,22 @@ def extent(name: str, samples: Sequence[int], pixels: Sequence[int], most: int) 
             raise ValueError(f"{name} times pixels must stay below {most} along each axis, got {n} times {size}")
 
 
-def positive(name: str, value: float) -> float:
-    """A positive number, known while tracing."""
-    if not isinstance(value, int | float | np.number) or not 0 < value < float("inf"):
-        raise ValueError(f"{name} must be a positive number, known while tracing, got {value!r}")
-    return float(value)
+def positive(name: str, value: Any) -> float:
+    """A positive number, or an array of one without axes, known while tracing."""
+    _known(name, value)
+    array = np.asarray(value)
+    if array.ndim or not _is_real(array) or not 0 < array < np.inf:
+        pyramid = name == "spatial_scale" and array.ndim
+        hint = ": a scale for each level is multilevel_roi_align's, as strides=1 / scale" if pyramid else ""
+        raise ValueError(f"{name} must be a positive number, known while tracing, got {value!r}{hint}")
+    return float(array)
 
 
-def sampling_ratio(ratio: int, most: int | None) -> int:
+def sampling_ratio(ratio: Any, most: Any) -> int:
     """How many samples a bin has along each axis, at most."""
-    _natural("sampling_ratio", ratio)
+    ratio = _natural("sampling_ratio", ratio)
     if most is not None:
-        _natural("max_sampling_ratio", most)
+        most = _natural("max_sampling_ratio", most)
     if ratio == 0 and not most:
         raise ValueError(
             "sampling_ratio=0 takes as many samples as a bin has pixels, whose largest number must be known while "
@@ -124,15 +153,28 @@ def sampling_ratio(ratio: int, most: int | None) -> int:
         )
     if ratio and most is not None:
         raise ValueError(f"max_sampling_ratio goes with sampling_ratio=0 only, got sampling_ratio={ratio}")
-    return int(ratio or most or 0)
+    return ratio or most or 0
 
 
-def _natural(name: str, value: int) -> None:
-    if not isinstance(value, int | np.integer):
-        raise TypeError(f"{name} must be a whole number, known while tracing, got {value!r}")
-    if value < 0:
-        hint = ": adaptive sampling is 0 here, with a max_sampling_ratio" if value == -1 else ""
-        raise ValueError(f"{name} must be a whole number, known while tracing, got {value!r}{hint}")
+def _natural(name: str, value: Any) -> int:
+    _known(name, value)
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be of an integer type, got {value!r}") from None
+    if number < 0:
+        hint = ": adaptive sampling is 0 here, with a max_sampling_ratio" if number == -1 else ""
+        raise ValueError(f"{name} must be an integer from 0 on, got {value!r}{hint}")
+    return number
+
+
+def _known(name: str, value: Any) -> None:
+    """Refuses a traced value, or a list or tuple with one."""
+    if any(isinstance(n, jax.core.Tracer) for n in (value if isinstance(value, list | tuple) else [value])):
+        raise TypeError(
+            f"{name} must be known while tracing, got the traced value {value}: mark it static (static_argnames) or "
+            "close over it"
+        )
 
 
 def pyramid(name: str, values: Sequence[ArrayLike]) -> tuple[Values, ...]:
@@ -147,13 +189,22 @@ def pyramid(name: str, values: Sequence[ArrayLike]) -> tuple[Values, ...]:
     return maps
 
 
-def strides(value: Sequence[int] | None, levels: int) -> tuple[int, ...]:
+def strides(value: Any, levels: int) -> tuple[int, ...]:
     """Input pixels to a feature pixel for each level: powers of two, each twice the one before."""
-    value = tuple(4 * 2**level for level in range(levels)) if value is None else tuple(value)
-    expected = tuple(value[0] * 2**level for level in range(levels)) if value else ()
-    if value != expected or not value or value[0] < 1 or 2 ** round(np.log2(value[0])) != value[0]:
-        raise ValueError(f"strides must be {levels} powers of two, each twice the one before, got {value}")
-    return value
+    _known("strides", value)
+    found = np.asarray([4 * 2**level for level in range(levels)] if value is None else value)
+    hint = ""
+    if _is_real(found) and found.ndim == 1 and found.size and np.all(found > 0):
+        finest = found[0]
+        if finest >= 1 and np.frexp(finest)[0] == 0.5 and np.array_equal(found, finest * 2.0 ** np.arange(levels)):
+            return tuple(int(stride) for stride in found)
+        if np.all(found < 1):
+            hint = ": these look like scales; a stride is input pixels to a feature pixel, 1 / scale"
+        elif len(found) == levels and np.any(found[1:] > 2 * found[:-1]):
+            hint = ": no level between others can be left out, or boxes of its size would have no map to be read from"
+    raise ValueError(
+        f"strides must be {levels} powers of two, each twice the one before, known while tracing, got {value!r}{hint}"
+    )
 
 
 def choice(name: str, value: str, choices: Sequence[str]) -> str:
@@ -165,7 +216,7 @@ def choice(name: str, value: str, choices: Sequence[str]) -> str:
 def fill(value: ArrayLike, channels: int) -> Values:
     """A number, or ``[C]``: one for each channel."""
     value = _array("extrapolation_value", value)
-    if not (jnp.issubdtype(value.dtype, jnp.integer) or jnp.issubdtype(value.dtype, jnp.floating)):
+    if not _is_real(value):
         raise TypeError(f"extrapolation_value must be of an integer or floating type, got {value.dtype}")
     if value.shape not in ((), (channels,)):
         raise ValueError(
@@ -177,7 +228,14 @@ def fill(value: ArrayLike, channels: int) -> Values:
 
 def floating(name: str, value: DTypeLike) -> Any:
     """A floating dtype; float64 where JAX has it enabled."""
-    dtype = np.dtype(value)
+    if value is None:  # to NumPy, float64
+        raise TypeError(f"{name} must be a floating type, got None: leave it out for float32")
+    if value is float:  # of JAX's width, as anywhere in JAX
+        value = jnp.result_type(float)
+    try:
+        dtype = np.dtype(value)
+    except TypeError:
+        raise TypeError(f"{name} must be a floating type, say jnp.float32 or 'bfloat16', got {value!r}") from None
     if not jnp.issubdtype(dtype, jnp.floating):
         raise TypeError(
             f"{name} must be a floating type, got {dtype}: convert the result, after jnp.round, if you need integers"
@@ -187,21 +245,34 @@ def floating(name: str, value: DTypeLike) -> Any:
     return dtype
 
 
-def _array(name: str, value: Any) -> Values:
+def _array(name: str, value: Any, ragged: str = "") -> Values:
+    """The value as an array; ``ragged`` says how to mend lists of lists of different lengths."""
     if isinstance(value, jax.Array):
         return value
     try:
         array = jnp.asarray(value) if _holds_arrays(value) else np.asarray(value)
     except (TypeError, ValueError) as error:
-        shapes = (
-            [getattr(part, "shape", None) or len(part) for part in value] if isinstance(value, list | tuple) else ""
-        )
-        raise TypeError(f"{name} must be an array, got a {type(value).__name__} of unequal parts {shapes}") from error
+        shapes = [_shape(part) for part in value] if isinstance(value, list | tuple) else ""
+        raise TypeError(
+            f"{name} must be an array, got a {type(value).__name__} of unequal parts {shapes}{ragged}"
+        ) from error
     if array.dtype == object:
         raise TypeError(f"{name} must be an array, got {value!r:.80}")
     return array
 
 
+def _shape(value: Any) -> Any:
+    """The shape, or only the length of what is ragged itself or holds traced values."""
+    try:
+        return np.shape(value)
+    except (TypeError, ValueError):
+        return len(value)
+
+
 def _holds_arrays(value: Any) -> bool:
     """Whether nested lists hold JAX arrays, traced ones perhaps, which NumPy cannot take."""
     return isinstance(value, list | tuple) and any(isinstance(v, jax.Array) or _holds_arrays(v) for v in value)
+
+
+def _is_real(array: Values) -> bool:
+    return jnp.issubdtype(array.dtype, jnp.integer) or jnp.issubdtype(array.dtype, jnp.floating)

@@ -1,6 +1,7 @@
 """The operation: canonical form -> geometry -> sampling -> caller's form."""
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -18,7 +19,7 @@ def crop_and_resize(
     image: ArrayLike,
     boxes: ArrayLike,
     box_indices: ArrayLike | None,
-    crop_size: tuple[int, int],
+    crop_size: int | Sequence[int],
     method: str = "bilinear",
     extrapolation_value: ArrayLike = 0.0,
     *,
@@ -32,7 +33,8 @@ def crop_and_resize(
         to right. Origin: the top left corner. Alignment: boxes are normalized; 0 and 1 are the centres of the first and
         the last pixel, and a crop's first and last samples stand on the box's edges (``align_corners=True``); or 0
         and 1 are the outer edges of the image, and samples stand at the centres of equal bins
-        (``align_corners=False``). Fill: a sample outside ``[0, 1]`` is ``extrapolation_value``.
+        (``align_corners=False``). Fill: a sample outside ``[0, 1]`` is ``extrapolation_value``; but of one pixel along
+        an axis, with ``align_corners=True``, every finite coordinate reads it, as in TensorFlow.
 
     Args:
         image: ``[B, H, W, C]`` or ``[H, W, C]``, of any integer or floating type.
@@ -40,11 +42,12 @@ def crop_and_resize(
             enabled. A box with a coordinate that is not finite is outside everywhere.
         box_indices: integers ``[N]``, which image each box is cut from. An index outside ``[0, B)``, say -1 to pad to a
             fixed number of boxes, makes the whole crop fill. None for ``[H, W, C]`` images and for ``[B, N, 4]`` boxes.
-        crop_size: ``(height, width)`` of the crops in pixels, known while tracing.
+        crop_size: ``(height, width)`` of the crops in pixels, or one number for a square, known while tracing.
         method: ``"bilinear"``, or ``"nearest"`` with halves rounded away from zero.
         extrapolation_value: the fill, a scalar or one value for each channel, ``[C]``.
         align_corners: see *Alignment*. With False, a sample within half a pixel of the border takes the border's value.
-        dtype: the floating type of the crops. Interpolation runs in float32, in float64 if dtype is float64.
+        dtype: the floating type of the crops, of JAX's default width for Python's ``float``. Interpolation runs in
+            float32, in float64 if dtype is float64.
 
     Returns:
         ``[N, crop_height, crop_width, C]``, or ``[B, N, crop_height, crop_width, C]`` for ``[B, N, 4]`` boxes.
@@ -58,8 +61,9 @@ def crop_and_resize(
         outside, and of ``"nearest"``, 0.
 
     Raises:
-        TypeError, ValueError: while tracing, for an argument of the wrong type, shape or value. Under
-            `jax.experimental.checkify`, also an index outside ``[0, B)`` and a box that is not finite are errors.
+        TypeError, ValueError: while tracing, for an argument of the wrong type, shape or value; also for boxes in
+            lists and NumPy arrays that are whole numbers far beyond 1, in pixels that is. For what only the data
+            of traced and of JAX arrays can tell, see `jax_crop.boxes.check`.
 
     Examples:
         >>> import jax.numpy as jnp
@@ -78,9 +82,7 @@ def crop_and_resize(
         (<https://www.tensorflow.org/api_docs/python/tf/raw_ops/CropAndResize>), whose positional arguments these are.
     """
     image = _arguments.image("image", image)
-    boxes = _arguments.boxes(
-        boxes, "if these are pixel coordinates, jax_crop.boxes.normalize makes them normalized ones"
-    )
+    boxes = _arguments.normalized(boxes)
     box_indices = _arguments.box_indices(box_indices, image.shape, boxes.shape)
     crop_size = _arguments.size("crop_size", crop_size)
     _arguments.extent("crop_size", crop_size, image.shape[-3:-1], 2**30)

@@ -10,7 +10,6 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 from jax_crop._arguments import Values
-from jax_crop._checks import checked
 
 
 def in_form(
@@ -41,8 +40,7 @@ def in_form(
             return crop(tuple(image[None, None] for image in images), boxes[None], None, fill)[0]
         return crop(tuple(image[None] for image in images), boxes[None], box_indices[None], fill)[0]
 
-    crops = _on_each_device(in_groups, (images, boxes, box_indices, fill))
-    return checked(crops, boxes, box_indices, images[0].shape[0])
+    return _on_each_device(in_groups, (images, boxes, box_indices, fill))
 
 
 def _on_each_device(crop: Callable[..., Array], arguments: tuple[Any, ...]) -> Array:

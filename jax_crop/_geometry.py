@@ -28,8 +28,8 @@ class Lattice(NamedTuple):
     steps: Integers
     scale: int
     half_shift: int
-    lower: Integers
-    upper: Integers
+    lower: Integers | float
+    upper: Integers | float
 
 
 def corners(size: int, samples: int) -> Lattice:
@@ -38,7 +38,9 @@ def corners(size: int, samples: int) -> Lattice:
     # The factor 2 makes the number of steps even; a single sample stands in the middle.
     to_start, to_stop = (2 * a[:, ::-1], 2 * a) if samples > 1 else (a + 1, a + 1)
     steps = max(2 * (samples - 1), 2)
-    return Lattice(to_start, to_stop, steps, scale=size - 1, half_shift=0, lower=0, upper=steps)
+    # A single pixel is at 0 and at 1: as in TensorFlow and ONNX Runtime, every finite coordinate is on it.
+    lower, upper = (0, steps) if size > 1 else (-np.inf, np.inf)
+    return Lattice(to_start, to_stop, steps, scale=size - 1, half_shift=0, lower=lower, upper=upper)
 
 
 def centres(size: int, samples: int) -> Lattice:

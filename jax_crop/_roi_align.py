@@ -43,9 +43,9 @@ def roi_align(
     features: ArrayLike,
     boxes: ArrayLike,
     box_indices: ArrayLike | None,
-    output_size: tuple[int, int],
+    output_size: int | Sequence[int],
     *,
-    spatial_scale: float = 1.0,
+    spatial_scale: ArrayLike = 1.0,
     sampling_ratio: int = 2,
     aligned: bool = True,
     max_sampling_ratio: int | None = None,
@@ -64,8 +64,8 @@ def roi_align(
         boxes: ``[N, 4]``, or ``[B, N, 4]`` for boxes of their own for each image. A box that is not finite gives 0.
         box_indices: integers ``[N]``, which image each box belongs to; one outside ``[0, B)`` gives 0. None for
             ``[H, W, C]`` features and for ``[B, N, 4]`` boxes.
-        output_size: bins along ``(height, width)``, known while tracing.
-        spatial_scale: feature pixels for each input pixel, 1/16 for a stride of 16.
+        output_size: bins along ``(height, width)``, or one number for both, known while tracing.
+        spatial_scale: feature pixels for each input pixel, 1/16 (and not 16) for a stride of 16; known while tracing.
         sampling_ratio: samples of a bin along each axis; 0 for as many as the bin has pixels, begun ones included,
             which is ``ceil(box size / output size)`` and differs from box to box.
         aligned: see *Alignment*. True is what Detectron2's ROIAlignV2 does, False what its predecessor did.
@@ -79,8 +79,8 @@ def roi_align(
         clamped to the border.
 
     Raises:
-        TypeError, ValueError: while tracing, for an argument of the wrong type, shape or value. Under
-            `jax.experimental.checkify`, also an index outside ``[0, B)`` and a box that is not finite are errors.
+        TypeError, ValueError: while tracing, for an argument of the wrong type, shape or value. For what only the data
+            can tell, see `jax_crop.boxes.check`.
 
     Examples:
         >>> import jax.numpy as jnp
@@ -96,7 +96,7 @@ def roi_align(
     """
     scales = (_arguments.positive("spatial_scale", spatial_scale),)
     samples = _arguments.sampling_ratio(sampling_ratio, max_sampling_ratio)
-    pooling = Pooling(_arguments.size("output_size", output_size), samples, sampling_ratio == 0, bool(aligned), scales)
+    pooling = Pooling(_arguments.size("output_size", output_size), samples, not sampling_ratio, bool(aligned), scales)
     return _checked_pool((_arguments.image("features", features),), boxes, box_indices, pooling)
 
 
@@ -104,9 +104,9 @@ def multilevel_roi_align(
     features: Sequence[ArrayLike],
     boxes: ArrayLike,
     box_indices: ArrayLike | None,
-    output_size: tuple[int, int],
+    output_size: int | Sequence[int],
     *,
-    strides: Sequence[int] | None = None,
+    strides: ArrayLike | Sequence[int] | None = None,
     canonical_level: int = 4,
     canonical_size: float = 224.0,
     sampling_ratio: int = 2,
@@ -123,9 +123,10 @@ def multilevel_roi_align(
             width only.
         boxes: ``[N, 4]`` or ``[B, N, 4]``, in pixels of the input image.
         box_indices: as for `roi_align`.
-        output_size: bins along ``(height, width)``, known while tracing.
-        strides: input pixels to a feature pixel, for each level: powers of two, each twice the one before. If None, the
-            finest is 4, as in a Feature Pyramid Network.
+        output_size: bins along ``(height, width)``, or one number for both, known while tracing.
+        strides: input pixels to a feature pixel, for each level: powers of two, each twice the one before. There are
+            no gaps, as boxes of every size between have a level. If None, the finest is 4, as in a Feature Pyramid
+            Network.
         canonical_level: the level of a box of canonical size; the level of stride 2^k is k.
         canonical_size: in input pixels. A box of half that size is one level down; boxes too small or too large for the
             pyramid are on its first or last level.
@@ -137,8 +138,8 @@ def multilevel_roi_align(
         As `roi_align` of each box on its level, to the last bit.
 
     Raises:
-        TypeError, ValueError: while tracing, for an argument of the wrong type, shape or value. Under
-            `jax.experimental.checkify`, also an index outside ``[0, B)`` and a box that is not finite are errors.
+        TypeError, ValueError: while tracing, for an argument of the wrong type, shape or value. For what only the data
+            can tell, see `jax_crop.boxes.check`.
 
     Examples:
         >>> import jax.numpy as jnp
@@ -156,7 +157,7 @@ def multilevel_roi_align(
     samples = _arguments.sampling_ratio(sampling_ratio, max_sampling_ratio)
     canonical = (canonical_level, _arguments.positive("canonical_size", canonical_size))
     pooling = Pooling(
-        _arguments.size("output_size", output_size), samples, sampling_ratio == 0, bool(aligned), scales, canonical
+        _arguments.size("output_size", output_size), samples, not sampling_ratio, bool(aligned), scales, canonical
     )
     return _checked_pool(maps, boxes, box_indices, pooling)
 

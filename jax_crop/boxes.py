@@ -1,4 +1,4 @@
-"""Boxes and points: formats, coordinates, and pyramid levels.
+"""Boxes and points: formats, coordinates, pyramid levels, and checks of their data.
 
 Pure functions on boxes `[..., 4]`, with any number of leading axes; they jit, vmap and differentiate. Lists, NumPy and
 JAX arrays are taken; floating types are kept (the first argument's, where there are two) and integers become float32.
@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.experimental import checkify
 from jax.typing import ArrayLike
 
 from jax_crop import _arguments
@@ -80,7 +81,7 @@ def normalize(boxes: Values, image_size: Values, *, align_corners: bool = True) 
 
     Args:
         boxes: boxes `[..., 4]` or points `[..., 2]`, in pixels.
-        image_size: `(height, width)` in pixels; a JAX array of shape `[2]` may be traced.
+        image_size: `(height, width)` in pixels, or one number for a square; a JAX array of shape `[2]` may be traced.
         align_corners: as for the crop.
 
     Examples:
@@ -157,7 +158,7 @@ def clip(boxes: Values, upper: Values = 1.0) -> Array:
     return jnp.clip(boxes, 0, _per_coordinate(upper, boxes, "upper"))
 
 
-def to_crop(points: Values, boxes: Values, crop_size: Sequence[int], *, align_corners: bool = True) -> Array:
+def to_crop(points: Values, boxes: Values, crop_size: int | Sequence[int], *, align_corners: bool = True) -> Array:
     """Where points of the image are in its crops.
 
     Convention:
@@ -169,7 +170,7 @@ def to_crop(points: Values, boxes: Values, crop_size: Sequence[int], *, align_co
         points: normalized points `[*N, ..., 2]`, or boxes `[*N, ..., 4]`: for each crop, any number of them.
         boxes: the normalized boxes `[*N, 4]` that were cut out. Leading axes broadcast: `points[None]` and `[N, 4]` put
             all points into all crops.
-        crop_size: `(height, width)` in pixels.
+        crop_size: `(height, width)` in pixels, or one number for a square.
         align_corners: as for the crop.
 
     Returns:
@@ -188,7 +189,7 @@ def to_crop(points: Values, boxes: Values, crop_size: Sequence[int], *, align_co
     return jnp.where(is_flat, 0.5, fraction) * length - offset
 
 
-def from_crop(points: Values, boxes: Values, crop_size: Sequence[int], *, align_corners: bool = True) -> Array:
+def from_crop(points: Values, boxes: Values, crop_size: int | Sequence[int], *, align_corners: bool = True) -> Array:
     """Where pixels of crops are in the image: the inverse of `to_crop`, with its convention and arguments.
 
     Takes points (or boxes) in pixels of the crop and returns them in normalized coordinates of the image.
@@ -370,6 +371,50 @@ def assign_levels(
     return min_level + steps.astype(jnp.int32)
 
 
+def check(boxes: Values, box_indices: Values | None = None, batch: int | None = None) -> Array:
+    """The same boxes, having checked under `jax.experimental.checkify` that they are finite and their images exist.
+
+    Crops of boxes that are not finite, and of images that are not there, are fill, so that both may be padding. Where
+    neither should be, put this around the boxes and `checkify.checkify` around the function that is jitted. The checks
+    are `checkify.check`'s: they raise at once where nothing is traced, and jitted without `checkify` they are refused.
+    On an Explicit mesh, check after the crops are cut: JAX cannot carry a check into the `jax.shard_map` in which that
+    happens.
+
+    Args:
+        boxes: `[..., 4]`, in any format and unit.
+        box_indices: integers of any shape, each of which must be in `[0, batch)`.
+        batch: the number of images, `image.shape[0]`; needed with `box_indices`.
+
+    Raises:
+        ValueError: if one of `box_indices` and `batch` is given without the other.
+
+    Examples:
+        >>> from jax.experimental import checkify
+        >>> import jax
+        >>> import jax_crop
+        >>> @jax.jit
+        ... @checkify.checkify
+        ... def crop(images, boxes, indices):
+        ...     boxes = jax_crop.boxes.check(boxes, indices, len(images))
+        ...     return jax_crop.crop_and_resize(images, boxes, indices, (2, 2))
+        >>> error, crops = crop(jnp.ones((3, 8, 8, 1)), jnp.zeros((2, 4)), jnp.array([0, 3]))
+        >>> print(error.get())  # doctest: +ELLIPSIS
+        box_indices must be in [0, 3), but they reach from 0 to 3 (`check` failed)
+    """
+    if (box_indices is None) is not (batch is None):
+        raise ValueError(f"box_indices and batch go together, got box_indices={box_indices!r:.80} and batch={batch!r}")
+    boxes = _floats(boxes, "boxes", (4,))
+    # Sums and extremes need no data from elsewhere where boxes are sharded.
+    finite = jnp.isfinite(boxes).all(axis=-1)
+    checkify.check(finite.all(), "boxes must be finite, but {} are not", jnp.sum(~finite))
+    indices = jnp.asarray([] if box_indices is None else box_indices)
+    if batch is not None and indices.size:
+        lowest, highest = indices.min(), indices.max()
+        message = f"box_indices must be in [0, {batch}), but they reach from {{}} to {{}}"
+        checkify.check((lowest >= 0) & (highest < batch), message, lowest, highest)
+    return boxes
+
+
 def _floats(values: Values, name: str, last_axis: tuple[int, ...]) -> Array:
     """The values as a floating array, of which the last axis has one of the given lengths."""
     try:
@@ -419,7 +464,7 @@ def _grow(boxes: Array, margin: Array) -> Array:
 
 
 def _frame(
-    points: Values, boxes: Values, crop_size: Sequence[int], align_corners: bool
+    points: Values, boxes: Values, crop_size: int | Sequence[int], align_corners: bool
 ) -> tuple[Array, Array, Array, Array, Array]:
     """The points, and laid out like them: their boxes' first and last edges, and what turns a pixel into a fraction.
 

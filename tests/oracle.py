@@ -42,7 +42,9 @@ def samples(start, stop, size, n, align_corners=True) -> Samples:
     finite = np.isfinite(start) & np.isfinite(stop)
     one = int(1 / float(np.finfo(np.float32).smallest_subnormal)) if start.dtype == np.float32 else 2**1074
     place = _times(np.where(finite, start, 0), one) * to_start + _times(np.where(finite, stop, 0), one) * to_stop
-    inside = finite & (place >= 0).astype(bool) & (place <= steps * one).astype(bool)
+    within = (place >= 0).astype(bool) & (place <= steps * one).astype(bool)
+    only_pixel = align_corners and size == 1  # where every coordinate is, times size - 1
+    inside = finite & (within | only_pixel)
 
     # The position in units of 1 / denominator.
     denominator = 2 * steps * one

@@ -1,4 +1,4 @@
-"""What `checkify` reports, through every transform; and that nothing is left of it elsewhere."""
+"""What `boxes.check` reports under `checkify`, through every transform, and that it changes nothing."""
 
 import functools
 
@@ -11,16 +11,38 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 import jax_crop
-from jax_crop import _forms
 
 IMAGES = np.random.default_rng(0).uniform(-1, 1, (3, 6, 9, 2)).astype(np.float32)
 BOXES = np.float32([[0.1, 0.2, 0.7, 0.8], [0.9, 0.1, 0.3, 0.6], [0, 0, 1, 1], [-0.4, 0.3, 0.6, 1.7]])
 INDICES = np.int32([0, 1, 2, 0])
 NOT_FINITE = np.where(np.arange(4)[:, None] % 2, BOXES, np.float32([0, np.nan, np.inf, 1]))
 
-crop = functools.partial(jax_crop.crop_and_resize, crop_size=(2, 3))
-pool = functools.partial(jax_crop.roi_align, output_size=(2, 3))
-operations = pytest.mark.parametrize("operation", [crop, pool], ids=["crop", "pool"])
+
+def crop(images, boxes, indices):
+    return jax_crop.crop_and_resize(images, jax_crop.boxes.check(boxes, indices, len(images)), indices, (2, 3))
+
+
+def total(*arguments):
+    return crop(*arguments).sum()
+
+
+def mapped(images, boxes, indices):
+    return jax.lax.map(lambda part: crop(images, part[0][None], part[1][None]), (boxes, indices))
+
+
+def vmapped(images, boxes, indices):
+    return jax.vmap(lambda box, index: crop(images, box[None], index[None]))(boxes, indices)
+
+
+CALLS = {
+    "plain": crop,
+    "jit": jax.jit(crop),
+    "vmap": vmapped,
+    "map": mapped,
+    "grad by image": jax.grad(total),
+    "grad by boxes": jax.grad(total, argnums=1),
+    "checkpoint": jax.grad(jax.checkpoint(total)),
+}
 
 
 def message(function, *arguments):
@@ -29,63 +51,36 @@ def message(function, *arguments):
     return error.get()
 
 
-def total(operation):
-    return lambda images, boxes, indices: operation(images, boxes, indices).sum()
-
-
-def mapped(operation):
-    def call(images, boxes, indices):
-        return jax.lax.map(lambda part: operation(images, part[0][None], part[1][None]), (boxes, indices))
-
-    return call
-
-
-def vmapped(operation):
-    return jax.vmap(lambda images, box, index: operation(images, box[None], index[None]), in_axes=(None, 0, 0))
-
-
-TRANSFORMS = {
-    "plain": lambda operation: operation,
-    "jit": jax.jit,
-    "vmap": vmapped,
-    "map": mapped,
-    "grad by image": lambda operation: jax.grad(total(operation)),
-    "grad by boxes": lambda operation: jax.grad(total(operation), argnums=1),
-    "checkpoint": lambda operation: jax.grad(jax.checkpoint(total(operation))),
-    "hessian": lambda operation: jax.hessian(total(operation), argnums=1),
-}
-
-
-@operations
-@pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS)
-def test_reports(operation, transform):
-    call = transform(operation)
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_reports(call):
     assert message(call, IMAGES, BOXES, INDICES) is None
     assert "boxes must be finite, but " in message(call, IMAGES, NOT_FINITE, INDICES)
     for indices in (np.int32([0, 3, 2, 1]), np.int32([0, 1, 2, -1])):
         assert "box_indices must be in [0, 3), but they reach from " in message(call, IMAGES, BOXES, indices)
 
 
-@operations
-def test_reports_tell_how_many_and_how_far(operation):
-    assert "but 2 are not" in message(operation, IMAGES, NOT_FINITE, INDICES)
-    assert "from -5 to 9" in message(operation, IMAGES, BOXES, np.int32([0, -5, 9, 2]))
+def test_reports_tell_how_many_and_how_far():
+    assert "but 2 are not" in message(crop, IMAGES, NOT_FINITE, INDICES)
+    assert "from -5 to 9" in message(crop, IMAGES, BOXES, np.int32([0, -5, 9, 2]))
 
 
-@operations
-@pytest.mark.parametrize("name", ["boxes of each image", "one image", "no boxes"])
-def test_call_forms(operation, name):
-    image, boxes, indices = {
-        "boxes of each image": (IMAGES, np.stack([BOXES, NOT_FINITE, BOXES]), None),
-        "one image": (IMAGES[0], NOT_FINITE, None),
-        "no boxes": (IMAGES, BOXES[:0], INDICES[:0]),
-    }[name]
-    found = message(operation, image, boxes, indices)
-    assert found is None if name == "no boxes" else "boxes must be finite" in found
+def test_boxes_alone():
+    """Of any leading axes, and none at all."""
+    check = jax_crop.boxes.check
+    assert message(check, np.stack([BOXES, BOXES])) is None
+    assert "but 2 are not" in message(check, np.stack([BOXES, NOT_FINITE]))
+    assert message(functools.partial(check, batch=0), BOXES[:0], INDICES[:0]) is None
 
 
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
 def test_sharded(axis_type):
+    """Checked after they are cut out, as JAX cannot carry a check into the `jax.shard_map` of an Explicit mesh."""
+
+    def crop(images, boxes, indices):
+        crops = jax_crop.crop_and_resize(images, boxes, indices, (2, 3))
+        jax_crop.boxes.check(boxes, indices, len(images))
+        return crops
+
     mesh = jax.make_mesh((4,), ("data",), axis_types=(axis_type,))
     with jax.set_mesh(mesh):
         images, good, bad, indices = (
@@ -97,28 +92,15 @@ def test_sharded(axis_type):
         assert "from 3 to 5" in message(crop, images, good, indices + 3)
 
 
-@operations
-@pytest.mark.parametrize("differentiate", [False, True], ids=["value", "gradient"])
-def test_nothing_is_left_without_checkify(monkeypatch, operation, differentiate):
-    """The program that is compiled is the one of the operation without checks."""
-
-    def program():
-        call = jax.grad(total(operation), argnums=(0, 1)) if differentiate else operation
-        jitted = jax.jit(lambda *arguments: call(*arguments))
-        assert not jax.make_jaxpr(jitted)(IMAGES, BOXES, INDICES).effects
-        return jitted.lower(IMAGES, BOXES, INDICES).as_text()
-
-    with_checks = program()
-    monkeypatch.setattr(_forms, "checked", lambda crops, *_: crops)
-    assert program() == with_checks
-    assert message(operation, IMAGES, NOT_FINITE, INDICES) is None  # so there were checks to leave out
+def test_raises_at_once_where_nothing_is_traced():
+    np.testing.assert_array_equal(jax_crop.boxes.check(BOXES, INDICES, 3), BOXES)
+    with pytest.raises(Exception, match="boxes must be finite, but 2 are not"):
+        jax_crop.boxes.check(NOT_FINITE)
+    with pytest.raises(Exception, match=r"box_indices must be in \[0, 2\), but they reach from 0 to 2"):
+        jax_crop.boxes.check(BOXES, INDICES, 2)
 
 
-def test_other_errors_may_be_asked_for_alone():
-    error, _ = checkify.checkify(crop, errors=checkify.index_checks)(IMAGES, NOT_FINITE, INDICES + 3)
-    assert error.get() is None
-
-
-def test_without_jit():
-    with jax.disable_jit():
-        assert jnp.all(crop(IMAGES, NOT_FINITE[:1], INDICES[:1]) == 0)
+@pytest.mark.parametrize("arguments", [{"box_indices": INDICES}, {"batch": 3}])
+def test_indices_need_the_number_of_images(arguments):
+    with pytest.raises(ValueError, match=r"box_indices and batch go together, got box_indices=.* and batch="):
+        jax_crop.boxes.check(jnp.asarray(BOXES), **arguments)

@@ -1,5 +1,6 @@
 """What the package promises as a whole: its names, its weight, its versions, one form for every public function."""
 
+import ast
 import importlib.resources
 import inspect
 import json
@@ -10,7 +11,10 @@ import tomllib
 import types
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
+from jax.extend.core import Primitive
 
 import jax_crop
 
@@ -84,6 +88,50 @@ def test_version_is_the_same_everywhere():
     version = PROJECT["version"]
     assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
     assert f"\n## [{version}] - " in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_nothing_private_of_jax_is_imported():
+    """``import jax._src``, ``from jax._src import`` and ``from jax import _src``."""
+    imported = set()
+    for path in (ROOT / "jax_crop").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                imported |= {f"{node.module}.{alias.name}" for alias in node.names}
+    of_jax = {name for name in imported if name.split(".")[0] in ("jax", "jaxlib")}
+    assert of_jax
+    assert [name for name in of_jax if "._" in name] == []
+
+
+IMAGES, BOXES, SIZE = np.ones((3, 6, 9, 2), np.float32), np.zeros((3, 5, 4), np.float32), (4, 5)
+FORMS = {
+    "indices": (IMAGES, BOXES[0], np.zeros(5, np.int32)),
+    "one image": (IMAGES[0], BOXES[0], None),
+    "boxes of each image": (IMAGES, BOXES, None),
+}
+
+
+def primitives(jaxpr):
+    """Of all equations, and of those within their parameters."""
+    for equation in jaxpr.eqns:
+        yield equation.primitive
+        for value in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns")):
+            if hasattr(value, "eqns"):
+                yield from primitives(value)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("operation", [jax_crop.crop_and_resize, jax_crop.roi_align])
+def test_results_are_of_primitives_that_jax_defines(operation, form):
+    """So all that JAX, its exporters and other interpreters of jaxprs know to do with its primitives works."""
+    image, boxes, indices = FORMS[form]
+    jaxpr = jax.make_jaxpr(lambda image, boxes, indices: operation(image, boxes, indices, SIZE))(image, boxes, indices)
+    modules = [module for name, module in list(sys.modules.items()) if name.split(".")[0] == "jax"]
+    of_jax = {id(value) for module in modules for value in vars(module).values() if isinstance(value, Primitive)}
+    found = set(primitives(jaxpr))
+    assert {primitive.name for primitive in found} >= {"gather", "jit"}
+    assert [primitive.name for primitive in found if id(primitive) not in of_jax] == []
 
 
 @of_each(OPERATIONS)

@@ -1,4 +1,4 @@
-"""The family beside its originals: ROIAlign in ONNX Runtime, half-pixel resizing in JAX and in PyTorch."""
+"""The family beside its originals: ROIAlign and crops in ONNX Runtime, half-pixel resizing in JAX and in PyTorch."""
 
 import functools
 
@@ -94,6 +94,49 @@ def test_flipped_boxes_are_onnx_runtimes(sampling_ratio):
     pooled = jax_crop.roi_align(features, boxes, indices, (3, 2), sampling_ratio=sampling_ratio)
     theirs = onnx_roi_align(features, boxes, indices, (3, 2), 1.0, sampling_ratio, True)
     np.testing.assert_allclose(pooled, theirs, rtol=0, atol=1e-5)
+
+
+# Corner-aligned crops
+
+CROP_SIZE = (3, 6)
+
+
+def onnx_crop(image, box, crop_size, method, fill):
+    """One box of one image ``[H, W, C]``: Resize of opset 19, whose regions are TensorFlow's boxes."""
+    sizes = np.array([*crop_size, image.shape[2]], np.int64)
+    region = np.float32([*box[:2], 0, *box[2:], 1])  # all channels
+    node = helper.make_node(
+        "Resize",
+        ["image", "region", "", "sizes"],
+        ["crop"],
+        mode={"bilinear": "linear", "nearest": "nearest"}[method],
+        nearest_mode="round_prefer_ceil",
+        coordinate_transformation_mode="tf_crop_and_resize",
+        extrapolation_value=fill,
+    )
+    types = {"image": TensorProto.FLOAT, "region": TensorProto.FLOAT, "sizes": TensorProto.INT64}
+    inputs = [helper.make_tensor_value_info(name, type_, None) for name, type_ in types.items()]
+    output = helper.make_tensor_value_info("crop", TensorProto.FLOAT, None)
+    graph = helper.make_graph([node], "resize", inputs, [output])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return session.run(None, {"image": image, "region": region, "sizes": sizes})[0]
+
+
+@pytest.mark.parametrize("method", ["bilinear", "nearest"])
+@pytest.mark.parametrize("shape", [(5, 7, 2), (4, 1, 2), (1, 4, 2), (1, 1, 2)])
+@pytest.mark.parametrize("box", [[0.13, -0.5, 0.92, 1.5], [-0.3, 0.21, 0.8, 0.73], [0.87, 5, 0.16, 3]])
+def test_corner_aligned_crops_are_onnx_runtimes(shape, box, method):
+    """Along an axis of one pixel, too, which every coordinate reads.
+
+    Where image and crop have one size, ONNX Runtime does not look at the box.
+    """
+    image = np.random.default_rng(0).uniform(0, 1, shape).astype(np.float32)
+    box = np.float32(box)[[1, 0, 3, 2]] if shape[0] == 1 else np.float32(box)
+    theirs = onnx_crop(image, box, CROP_SIZE, method, -7.0)
+    ours = jax_crop.crop_and_resize(image, box[None], None, CROP_SIZE, method, -7.0)[0]
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5)
+    assert 1 in shape or np.any(theirs == -7)
 
 
 # Whole images with half-pixel alignment

@@ -97,6 +97,19 @@ def test_non_finite_boxes_raise_in_tensorflow_alone(photograph):
         tf.image.crop_and_resize(photograph, boxes, index, CROP_SIZE)
 
 
+# Of one pixel along an axis: boxes from outside along it, or wholly outside, or large.
+ONE_PIXEL = np.float32([[0, -0.5, 1, 1.5], [0.9, 3, 0.2, 9], [-0.4, -7, 0.7, -3], [0.1, -9, 0.8, 2e30], [0, 1, 2, 0]])
+
+
+@methods
+@pytest.mark.parametrize("crop_size", [(2, 3), (1, 1), (5, 2)])
+@pytest.mark.parametrize("shape", [(1, 4, 1, 2), (1, 1, 4, 2), (1, 1, 1, 2)])
+def test_one_pixel_is_everywhere(shape, crop_size, method):
+    image = np.random.default_rng(5).uniform(0, 1, shape).astype(np.float32)
+    boxes = ONE_PIXEL[:, [1, 0, 3, 2]] if shape[1] == 1 else ONE_PIXEL
+    assert wrong_sides(image, boxes, np.zeros(len(boxes), np.int32), crop_size, method) == 0
+
+
 @methods
 @pytest.mark.parametrize(("size", "crop_size"), [((8, 16), (14, 28)), ((56, 64), (28, 112))])
 def test_tensorflow_loses_the_border_of_whole_images(size, crop_size, method):
@@ -156,6 +169,19 @@ def test_gradients(photograph, method):
     np.testing.assert_allclose(image_bar, their_image, rtol=0, atol=1e-3 * np.abs(their_image).max())
     if method == "bilinear":
         np.testing.assert_allclose(boxes_bar, their_boxes, rtol=0, atol=1e-4 * np.abs(their_boxes).max())
+
+
+@pytest.mark.usefixtures("deterministic")
+@methods
+def test_gradients_where_one_pixel_is_everywhere(method):
+    """As smooth as TensorFlow's: no slope along the axis of one pixel, and the same slopes along the other."""
+    image, boxes = np.float32([1, 2, 4, 9]).reshape(1, 4, 1, 1), ONE_PIXEL[1:4]
+    crops_bar = np.random.default_rng(6).uniform(-1, 1, (3, 3, 2, 1)).astype(np.float32)
+    (their_image, their_boxes), (image_bar, boxes_bar) = gradients(image, boxes, [0, 0, 0], (3, 2), method, crops_bar)
+    np.testing.assert_allclose(image_bar, their_image, rtol=0, atol=1e-5)
+    assert not np.any(boxes_bar[:, [1, 3]])
+    if method == "bilinear":
+        np.testing.assert_allclose(boxes_bar, their_boxes, rtol=0, atol=1e-4)
 
 
 @pytest.mark.usefixtures("deterministic")

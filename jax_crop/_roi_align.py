@@ -190,7 +190,7 @@ def _pool(maps: tuple[Array, ...], boxes: Array, box_indices: Array | None, fill
     item, rows = in_items(rows, box_indices, batch)
     windows = tuple((min(h, 2), min(w, 2)) for h, w in zip(heights, widths, strict=True))
     scheme = Scheme(windows, (pooling.samples, pooling.samples), dtype)
-    return sample(scheme, maps, Samples(rows, columns, item, level, share), jnp.zeros(channels, compute))
+    return sample(scheme, maps, Samples(rows, columns, item, level, share), None)
 
 
 def _positions(

@@ -10,7 +10,7 @@ from jax import Array, lax
 from jax.custom_batching import custom_vmap
 from jax.custom_derivatives import SymbolicZero
 
-from jax_crop._sampling import gather, linear, loops
+from jax_crop._sampling import gather, linear, loops, products
 from jax_crop._sampling.tables import Samples as Samples
 from jax_crop._sampling.tables import Scheme as Scheme
 from jax_crop._sampling.tables import Term, joined
@@ -20,26 +20,32 @@ from jax_crop._sampling.tables import in_items as in_items
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def sample(scheme: Scheme, images: tuple[Array, ...], samples: Samples, fill: Array) -> Array:
+def sample(scheme: Scheme, images: tuple[Array, ...], samples: Samples, fill: Array | None) -> Array:
     """Crops of images, or of the maps of a pyramid: each box of one of them.
 
     Args:
         scheme: see `Scheme`.
         images: ``[G, B, H, W, C]`` each, any real type.
         samples: see `Samples`.
-        fill: ``[C]``, the value of a sample outside; 0 if there are several maps.
+        fill: ``[C]``, the value of a sample outside; None for 0, as where several samples are averaged.
 
     Returns:
         ``[G, N, h, w, C]`` in the scheme's dtype, differentiable in images, fractions and fill.
     """
-    if len(images) == 1:
-        return gather.values(scheme, images, samples, fill)
-    return lax.platform_dependent(
-        images,
-        samples,
-        cpu=_closed_under_vmap(functools.partial(loops.values, scheme)),
-        default=lambda images, samples: gather.values(scheme, images, samples, fill),
-    )
+    by_gather = functools.partial(gather.values, scheme)
+    by_products = _closed_under_vmap(functools.partial(products.values, scheme))
+    programs: dict[str, Callable[..., Array]] = {"tpu": lambda fill, *arrays: _filled(by_products(*arrays), samples, fill)}
+    if len(images) > 1:
+        by_loops = _closed_under_vmap(functools.partial(loops.values, scheme))
+        programs["cpu"] = lambda fill, *arrays: by_loops(*arrays)
+    return lax.platform_dependent(fill, images, samples, **programs, default=by_gather)
+
+
+def _filled(crops: Array, samples: Samples, fill: Array | None) -> Array:
+    if fill is None:
+        return crops
+    inside = samples.rows.inside[..., :, None, None] & samples.columns.inside[..., None, :, None]
+    return jnp.where(inside, crops, fill.astype(crops.dtype))
 
 
 def _closed_under_vmap(program: Callable[..., Array]) -> Callable[..., Array]:
@@ -89,7 +95,7 @@ def _sample_jvp(scheme: Scheme, primals: tuple[Any, ...], tangents: tuple[Any, .
         terms.append(Term(samples._replace(columns=moved), (0, 1)))
     if terms:
         crops_dot += linear.crops(scheme, images, terms).astype(scheme.dtype)
-    if _moves([fill_dot]):
+    if fill_dot is not None and _moves([fill_dot]):
         crops_dot += gather.fill_tangent(scheme, fill_dot, samples)
     return crops, jnp.broadcast_to(crops_dot, crops.shape)
 

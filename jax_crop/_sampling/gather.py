@@ -36,9 +36,11 @@ class Neighbours(NamedTuple):
     inside: Array
 
 
-def values(scheme: Scheme, images: Sequence[Array], samples: Samples, fill: Array) -> Array:
-    """Crops ``[G, N, h, w, C]`` in the scheme's dtype; ``fill`` is ``[C]``."""
-    return each_group(lambda images, samples: _values(scheme, images, samples, fill))(tuple(images), samples)
+def values(scheme: Scheme, fill: Array | None, images: Sequence[Array], samples: Samples) -> Array:
+    """Crops ``[G, N, h, w, C]`` in the scheme's dtype; ``fill`` is ``[C]``, or None for 0."""
+    return each_group(lambda images, samples: _values(scheme, images, samples, 0 if fill is None else fill))(
+        tuple(images), samples
+    )
 
 
 def _values(scheme: Scheme, images: Sequence[Array], samples: Samples, fill: ArrayLike) -> Array:

@@ -116,7 +116,7 @@ def _lower(context: Any, *leaves: Any, sum_: Sum, tree: Any) -> Any:
             return lambda *leaves: _run(program, sum_, jax.tree.unflatten(tree, leaves))
 
         return lax.platform_dependent(
-            *leaves, default=by(gather), **{name: by(program) for name, program in programs.of(partitioned).items()}
+            *leaves, **{platform: by(program) for platform, program in programs.of(partitioned).items()}
         )
 
     return mlir.lower_fun(apply, multiple_results=True)(context, *leaves)

@@ -22,13 +22,13 @@ from jax_crop._sampling.tables import Samples, Scheme, Taps, Term
 from jax_crop._sampling.varying import zeros
 
 # What lies between two products, of all boxes of a chunk.
-_BYTES_BETWEEN = 24 * 2**20
+_BYTES_BETWEEN = 32 * 2**20
 
 _einsum = functools.partial(jnp.einsum, precision=lax.Precision.HIGHEST)
 
 
-def values(scheme: Scheme, images: Sequence[Array], samples: Samples, fill: Array) -> Array:
-    """As `gather.values`, to the precision of float32."""
+def values(scheme: Scheme, images: Sequence[Array], samples: Samples) -> Array:
+    """As `gather.values` to the precision of float32, with 0 outside."""
     finite = [jnp.where(jnp.isfinite(image), image, 0) if _has_fractions(image) else image for image in images]
     result = crops(scheme, finite, [Term(samples)])
     if any(map(_has_fractions, images)):
@@ -36,10 +36,6 @@ def values(scheme: Scheme, images: Sequence[Array], samples: Samples, fill: Arra
         result = lax.cond(
             all_finite, lambda result, *_: result, functools.partial(_with_marks, scheme), result, images, samples
         )
-    if len(images) == 1:  # a pyramid's bins count samples outside as 0
-        inside = samples.rows.inside[..., :, None] & samples.columns.inside[..., None, :]
-        if scheme.samples == (1, 1):
-            result = jnp.where(inside[..., None], result, fill.astype(result.dtype))
     return result.astype(scheme.dtype)
 
 
@@ -58,15 +54,17 @@ def _with_marks(scheme: Scheme, result: Array, images: Sequence[Array], samples:
     return jnp.where(nan | (positive & negative), jnp.nan, result)
 
 
-def crops(scheme: Scheme, images: Sequence[Array], terms: Sequence[Term]) -> Array:
+def crops(scheme: Scheme, images: Sequence[Array], terms: Sequence[Term], *, partitioned: bool = True) -> Array:
     """As `gather.crops`."""
-    parts = [_crops_of_level(scheme, level, image, terms) for level, image in enumerate(images)]
+    parts = [_crops_of_level(scheme, level, image, terms, partitioned) for level, image in enumerate(images)]
     return functools.reduce(jnp.add, parts)
 
 
-def _crops_of_level(scheme: Scheme, level: int, image: Array, terms: Sequence[Term]) -> Array:
+def _crops_of_level(scheme: Scheme, level: int, image: Array, terms: Sequence[Term], partitioned: bool) -> Array:
+    layout = _Layout(image.shape, partitioned)
+    image, terms = layout.images(image), layout.terms(terms)
     tables = _tables(scheme, level, terms)
-    chunks = _chunks(scheme, tables, image.shape, terms[0].samples)
+    chunks = _chunks(scheme, tables, image.shape, terms[0].samples, layout.in_order)
 
     def of_chunk(item: Array, tables: Any) -> Array:
         own = _own(image, item).astype(scheme.compute)
@@ -75,17 +73,25 @@ def _crops_of_level(scheme: Scheme, level: int, image: Array, terms: Sequence[Te
             total.append(_einsum("gniwc,gnjw->gnijc", _einsum("gnir,grwc->gniwc", rows, own), columns))
         return functools.reduce(jnp.add, total)
 
-    return chunks.join(lax.map(lambda chunk: of_chunk(*chunk), (chunks.items, chunks.split(tables))))
+    results = lax.map(lambda chunk: of_chunk(*chunk), (chunks.items, chunks.split(tables)))
+    return layout.in_groups(chunks.join(results))
 
 
-def images(scheme: Scheme, shapes: Sequence[tuple[Any, ...]], crops: Array, terms: Sequence[Term]) -> list[Array]:
+def images(
+    scheme: Scheme,
+    shapes: Sequence[tuple[Any, ...]],
+    crops: Array,
+    terms: Sequence[Term],
+    *,
+    partitioned: bool = True,
+) -> list[Array]:
     """As `gather.images`."""
-    groups, channels = crops.shape[0], crops.shape[-1]
     results = []
-    for level, (batch, height, width) in enumerate(shapes):
-        shape = (groups, batch, height, width, channels)
-        tables = _tables(scheme, level, terms)
-        chunks = _chunks(scheme, tables, shape, terms[0].samples)
+    for level, of_level in enumerate(shapes):
+        layout = _Layout((crops.shape[0], *of_level, crops.shape[-1]), partitioned)
+        shape, own_crops, own_terms = layout.shape, layout.boxes(crops), layout.terms(terms)
+        tables = _tables(scheme, level, own_terms)
+        chunks = _chunks(scheme, tables, shape, own_terms[0].samples, layout.in_order)
 
         def add(image: Array, chunk: Any, shape: Any = shape) -> tuple[Array, None]:
             item, crops, tables = chunk
@@ -97,18 +103,25 @@ def images(scheme: Scheme, shapes: Sequence[tuple[Any, ...]], crops: Array, term
             return lax.dynamic_update_slice_in_dim(image, added[:, None], item, axis=1), None
 
         start = zeros(shape, scheme.compute, crops, tables)
-        results.append(lax.scan(add, start, (chunks.items, chunks.split(crops), chunks.split(tables)))[0])
+        result, _ = lax.scan(add, start, (chunks.items, chunks.split(own_crops), chunks.split(tables)))
+        results.append(result.reshape(layout.given))
     return results
 
 
-def weights(scheme: Scheme, crops: Array, images: Sequence[Array], term: Term) -> tuple[Array, Array]:
+def weights(
+    scheme: Scheme, crops: Array, images: Sequence[Array], term: Term, *, partitioned: bool = True
+) -> tuple[Array, Array]:
     """As `gather.weights`."""
-    parts = [_weights_of_level(scheme, level, crops, image, term) for level, image in enumerate(images)]
+    parts = [_weights_of_level(scheme, level, crops, image, term, partitioned) for level, image in enumerate(images)]
     rows, columns = zip(*parts, strict=True)
     return functools.reduce(jnp.add, rows), functools.reduce(jnp.add, columns)
 
 
-def _weights_of_level(scheme: Scheme, level: int, crops: Array, image: Array, term: Term) -> tuple[Array, Array]:
+def _weights_of_level(
+    scheme: Scheme, level: int, crops: Array, image: Array, term: Term, partitioned: bool
+) -> tuple[Array, Array]:
+    layout = _Layout(image.shape, partitioned)
+    image, crops, (term,) = layout.images(image), layout.boxes(crops), layout.terms([term])
     # The slopes are the derivative times a fraction of 1.
     samples = term.samples
     ones = samples._replace(
@@ -118,7 +131,7 @@ def _weights_of_level(scheme: Scheme, level: int, crops: Array, image: Array, te
     )
     terms = [term, Term(ones, (1, 1))]
     tables = _tables(scheme, level, terms)
-    chunks = _chunks(scheme, tables, image.shape, samples)
+    chunks = _chunks(scheme, tables, image.shape, samples, layout.in_order)
     share = None if samples.share is None else samples.share[..., None]
 
     def of_chunk(item: Array, crops: Array, tables: Any) -> tuple[Array, Array]:
@@ -137,8 +150,55 @@ def _weights_of_level(scheme: Scheme, level: int, crops: Array, image: Array, te
     of_rows, of_columns = lax.map(
         lambda chunk: of_chunk(*chunk), (chunks.items, chunks.split(crops), chunks.split(tables))
     )
-    of_rows = chunks.join(of_rows)
-    return of_rows if share is None else of_rows * share, chunks.join(of_columns)
+    of_rows, of_columns = chunks.join(of_rows), chunks.join(of_columns)
+    return layout.in_groups(of_rows if share is None else of_rows * share), layout.in_groups(of_columns)
+
+
+class _Layout(NamedTuple):
+    """Whether groups are multiplied together, or in turn, as the images of one group.
+
+    Together, work that XLA partitions over devices stays where it is; and images that boxes have no indices into. In
+    turn, more boxes of one image are multiplied at a time.
+
+    Attributes:
+        given: ``[G, B, H, W, C]``.
+        partitioned: whether XLA may partition the work.
+    """
+
+    given: tuple[Any, ...]
+    partitioned: bool
+
+    @property
+    def in_order(self) -> bool:
+        """Whether boxes have no indices."""
+        return _is_known(self.given[1]) and self.given[1] == 1
+
+    @property
+    def shape(self) -> tuple[Any, ...]:
+        groups, batch, *rest = self.given
+        return self.given if self._together else (1, groups * batch, *rest)
+
+    @property
+    def _together(self) -> bool:
+        return self.partitioned and self.in_order
+
+    def images(self, images: Array) -> Array:
+        return images.reshape(self.shape)
+
+    def boxes(self, tables: Any) -> Any:
+        """Tables ``[G, N, ...]`` as those of the layout's groups."""
+        return tables if self._together else jax.tree.map(lambda x: x.reshape(1, -1, *x.shape[2:]), tables)
+
+    def in_groups(self, table: Array) -> Array:
+        """The reverse of `boxes`."""
+        return table.reshape(self.given[0], -1, *table.shape[2:])
+
+    def terms(self, terms: Sequence[Term]) -> list[Term]:
+        groups, batch, *_ = self.given
+        first = jnp.zeros((), jnp.int32) if self._together else jnp.arange(groups, dtype=jnp.int32)[:, None] * batch
+        return [
+            Term(self.boxes(term.samples._replace(item=term.samples.item + first)), term.orders) for term in terms
+        ]
 
 
 def _own(image: Array, item: Array) -> Array:
@@ -172,75 +232,78 @@ class _Chunks(NamedTuple):
 
     Attributes:
         items: ``[chunks]``, the image.
-        boxes: ``[G, chunks * K]``, which box is in each place; None where boxes are in order.
-        places: ``[G, N]``, in which place each box is.
+        size: how many boxes a chunk has, ``K``.
         count: of the boxes, ``N``.
-        size: of a chunk, ``K``.
+        images: of how many images the boxes are in order, equally many of each.
+        boxes: ``[chunks * K]``, the box in each place; None if they are in order.
+        places: ``[N]``, in which place each box is; None likewise.
     """
 
     items: Array
-    boxes: Array | None
-    places: Array | None
+    size: Any
     count: Any
-    size: int
+    images: Any
+    boxes: Array | None = None
+    places: Array | None = None
 
     def split(self, tables: Any) -> Any:
-        """``[G, N, ...]`` each to ``[chunks, G, K, ...]``."""
+        """``[G, N, ...]`` each to ``[chunks, G, K, ...]``; with zeros in places without a box."""
 
         def of(table: Array) -> Array:
+            groups, _, *rest = table.shape
             if self.boxes is None:
-                padding = self.items.shape[0] * self.size - self.count
-                table = jnp.pad(table, [(0, 0), (0, padding)] + [(0, 0)] * (table.ndim - 2))
+                table = table.reshape(groups, self.images, self.count // self.images, *rest)
+                missing = self._chunks_of_image() * self.size - table.shape[2]
+                if not (isinstance(missing, int) and missing == 0):
+                    table = jnp.pad(table, [(0, 0), (0, 0), (0, missing)] + [(0, 0)] * len(rest))
             else:
-                table = jax.vmap(lambda own, boxes: own.at[boxes].get(mode="fill", fill_value=0))(table, self.boxes)
-            # A chunk takes every so many-th box, so that boxes that are sharded stay where they are.
-            return jnp.moveaxis(table.reshape(table.shape[0], self.size, -1, *table.shape[2:]), 2, 0)
+                table = table.at[:, self.boxes].get(mode="fill", fill_value=0)
+            # A chunk takes every so many-th box of an image, so that boxes that are sharded stay where they are.
+            table = table.reshape(groups, self.images, self.size, self._chunks_of_image(), *rest)
+            return jnp.moveaxis(table, (1, 3), (0, 1)).reshape(-1, groups, self.size, *rest)
 
         return jax.tree.map(of, tables)
 
     def join(self, results: Array) -> Array:
         """``[chunks, G, K, ...]`` to ``[G, N, ...]``."""
-        results = jnp.moveaxis(results, 0, 2)
-        results = results.reshape(results.shape[0], -1, *results.shape[3:])
+        _, groups, _, *rest = results.shape
+        results = results.reshape(self.images, self._chunks_of_image(), groups, self.size, *rest)
+        results = jnp.moveaxis(results, (0, 1), (1, 3)).reshape(groups, self.images, -1, *rest)
         if self.places is None:
-            return results[:, : self.count]
-        return jax.vmap(lambda own, places: own[places])(results, self.places)
+            results = results[:, :, : self.count // self.images].reshape(groups, self.count, *rest)
+            return results
+        return results[:, 0, self.places]
+
+    def _chunks_of_image(self) -> Any:
+        return self.items.shape[0] // self.images
 
 
-def _chunks(scheme: Scheme, tables: Any, shape: tuple[Any, ...], samples: Samples) -> _Chunks:
-    """How boxes are taken in chunks from images of a shape ``[G, B, H, W, C]``."""
+def _chunks(scheme: Scheme, tables: Any, shape: tuple[Any, ...], samples: Samples, in_order: bool) -> _Chunks:
+    """How boxes are taken in chunks from images of a shape ``[G, B, H, W, C]``: in order, or sorted by image."""
     groups, batch, height, width, channels = shape
     _, count, n_rows = samples.rows.index.shape
     h, w = n_rows // scheme.samples[0], samples.columns.index.shape[-1] // scheme.samples[1]
-    floats = len(tables) * (h * width * channels + h * height + w * width)
-    size = max(1, _BYTES_BETWEEN // (4 * floats * groups)) if _is_known(channels, groups) else 1
-    if not _is_known(count):
-        size = count if _is_one(batch) else size
-        chunks = 1 if _is_one(batch) else (count + batch * (size - 1)) // size
-    elif _is_one(batch):
-        chunks = -(-count // size)
-        size = -(-count // chunks)
-    else:  # half of an image's share of boxes, so that few places stay empty
-        size = min(size, max(8, -(-count // (2 * batch)))) if _is_known(batch) else min(size, 8)
-        chunks = (count + batch * (size - 1)) // size
-    if _is_one(batch):
-        return _Chunks(jnp.zeros(chunks, jnp.int32), None, None, count, size)
+    floats = len(tables) * (h * width * channels + h * height + w * width) if _is_known(channels) else _BYTES_BETWEEN
+    size = max(1, _BYTES_BETWEEN // (4 * floats * (groups if _is_known(groups) else 1)))
+    if in_order:
+        of_image = count // batch
+        chunks = -(-of_image // size) if _is_known(of_image) else 1
+        return _Chunks(jnp.repeat(jnp.arange(batch, dtype=jnp.int32), chunks), -(-of_image // chunks), count, batch)
+
+    # Half of an image's share of the boxes, so that few places stay empty.
+    size = min(size, max(8, -(-count // (2 * batch))) if _is_known(count, batch) else 8)
+    chunks = (count + batch * (size - 1)) // size
     item = samples.item[0]
-    of_image = (item[:, None] == jnp.arange(batch, dtype=jnp.int32)).astype(jnp.int32)
-    before = jnp.sum(of_image * (jnp.cumsum(of_image, axis=0) - 1), axis=1)  # boxes of the same image
-    last = jnp.cumsum(-(-jnp.sum(of_image, axis=0) // size))  # after each image's last chunk
-    first = jnp.concatenate([jnp.zeros(1, last.dtype), last[:-1]])[item]
-    places = (before % size) * chunks + first + before // size
+    is_of = (item[:, None] == jnp.arange(batch, dtype=jnp.int32)).astype(jnp.int32)
+    before = jnp.sum(is_of * (jnp.cumsum(is_of, axis=0) - 1), axis=1)  # boxes of the same image
+    chunks_of_images = -(-jnp.sum(is_of, axis=0) // size)
+    end = jnp.cumsum(chunks_of_images)
+    places = before % size * chunks + (end - chunks_of_images)[item] + before // size
     every = jnp.arange(chunks * size, dtype=jnp.int32)[:, None]
-    numbers = jnp.arange(count, dtype=jnp.int32)
-    boxes = jnp.min(jnp.where(places == every, numbers, count), axis=1)
-    items = jnp.sum(jnp.arange(chunks, dtype=jnp.int32)[:, None] >= last, axis=1)
-    return _Chunks(jnp.minimum(items, batch - 1).astype(jnp.int32), boxes[None], places[None], count, size)
+    boxes = jnp.min(jnp.where(places == every, jnp.arange(count, dtype=jnp.int32), count), axis=1)
+    items = jnp.sum(jnp.arange(chunks, dtype=jnp.int32)[:, None] >= end, axis=1)
+    return _Chunks(jnp.minimum(items, batch - 1).astype(jnp.int32), size, count, 1, boxes, places)
 
 
 def _is_known(*sizes: Any) -> bool:
     return all(isinstance(size, int) for size in sizes)
-
-
-def _is_one(size: Any) -> bool:
-    return isinstance(size, int) and size == 1

@@ -7,13 +7,24 @@ products   a TPU: it multiplies matrices a thousand times faster than it gathers
 =========  ==================================================================================================
 """
 
-from types import ModuleType
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
 
-from jax_crop._sampling import loops, products
-
-PROGRAMS: dict[str, ModuleType] = {"cpu": loops, "tpu": products}
+from jax_crop._sampling import gather, loops, products
 
 
-def of(partitioned: bool) -> dict[str, ModuleType]:
-    """The programs of platforms that do not run `gather`, for what XLA partitions over devices or does not."""
-    return {name: program for name, program in PROGRAMS.items() if not (partitioned and program is loops)}
+class Program(NamedTuple):
+    """The three sums of `linear`."""
+
+    crops: Callable
+    images: Callable
+    weights: Callable
+
+
+def of(partitioned: bool) -> dict[str, Program]:
+    """By platform, for what XLA partitions over devices or does not; ``"default"`` for all others."""
+    of_tpu = [functools.partial(f, partitioned=partitioned) for f in (products.crops, products.images, products.weights)]
+    by_gather = Program(gather.crops, gather.images, gather.weights)
+    by_loops = Program(loops.crops, loops.images, loops.weights)
+    return {"default": by_gather, "tpu": Program(*of_tpu), "cpu": by_gather if partitioned else by_loops}

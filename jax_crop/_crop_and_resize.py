@@ -112,8 +112,8 @@ def _crop(
         return jnp.broadcast_to(fill.astype(dtype), (boxes.shape[0], *crop_size, channels))
     lattice = _geometry.corners if align_corners else _geometry.centres
     locate = _geometry.nearest if method == "nearest" else _geometry.locate
-    rows = locate(boxes[:, 0], boxes[:, 2], height, lattice(height, crop_size[0]), compute)
-    columns = locate(boxes[:, 1], boxes[:, 3], width, lattice(width, crop_size[1]), compute)
+    lattices = lattice(height, crop_size[0]), lattice(width, crop_size[1])
+    rows, columns = locate(boxes, (height, width), lattices, compute)
     if box_indices is not None:
         rows = _geometry.of_items(rows, box_indices, batch, height)
     window = (1, 1) if method == "nearest" else (min(height, 2), min(width, 2))

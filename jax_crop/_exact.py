@@ -51,7 +51,7 @@ class Window(NamedTuple):
         """The window for sums ``(a * p + b * q) * scale`` of floats and natural numbers.
 
         Args:
-            steps: the most that ``p + q`` is.
+            steps: the most that ``p + q`` is, below 2^24.
             scale: the most that the scale is; ``steps * scale`` is below 2^31.
             bound: the most that ``a * p + b * q`` may be, by size, where it has to be right.
             dtype: float32 or float64, at least as wide as the floats.
@@ -151,7 +151,8 @@ def _table(values: Array, alone: bool, scale: np.ndarray, window: Window) -> Arr
     if np.any(scale != 1):
         scale = scale[..., None].astype(window.dtype)
         digits = (digits * scale & mask) + _unsigned_shift((shifted(row - 1) & digit) * scale, window.bits)
-    exists = jnp.isfinite(a) & jnp.isfinite(b)
+    info = jnp.finfo(values.dtype)
+    exists = jnp.maximum(a_exponent, b_exponent) < info.maxexp - info.nmant  # else infinite, or NaN
     raised = jnp.where(exists, jnp.maximum(raised, 0), -1).astype(window.dtype)  # what was lowered is 0 or far outside
     return jnp.where(row == count, raised, digits)
 

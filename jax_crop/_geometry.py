@@ -21,8 +21,8 @@ class Lattice(NamedTuple):
 
     With ``place = start * to_start + stop * to_stop``, a sample stands at pixel ``place * scale / steps + half_shift
     / 2``, pixel centres being whole numbers, and is inside where ``lower <= place <= upper``. ``steps`` is even.
-    Integers are NumPy's or Python's where they are known while tracing, and broadcast to ``[N, n]``. No steps and no
-    place inside are more than ``most``.
+    Integers are NumPy's or Python's where they are known while tracing, and broadcast to ``[N, n]``. Steps, and places
+    inside, are no more than the two numbers of ``most``.
     """
 
     to_start: Integers
@@ -32,7 +32,7 @@ class Lattice(NamedTuple):
     half_shift: int
     lower: Integers
     upper: Integers
-    most: int
+    most: tuple[int, int]
 
 
 def corners(size: int, samples: int) -> Lattice:
@@ -41,14 +41,14 @@ def corners(size: int, samples: int) -> Lattice:
     # The factor 2 makes the number of steps even; a single sample stands in the middle.
     to_start, to_stop = (2 * a[:, ::-1], 2 * a) if samples > 1 else (a + 1, a + 1)
     steps = max(2 * (samples - 1), 2)
-    return Lattice(to_start, to_stop, steps, max(size - 1, 1), half_shift=0, lower=0, upper=steps, most=steps)
+    return Lattice(to_start, to_stop, steps, max(size - 1, 1), half_shift=0, lower=0, upper=steps, most=(steps, steps))
 
 
 def centres(size: int, samples: int) -> Lattice:
     """Samples at the centres of equal bins; 0 and 1 are the outer edges of the first and the last pixel."""
     to_stop = 2 * np.arange(samples, dtype=np.int32)[None] + 1
     steps = 2 * samples
-    return Lattice(steps - to_stop, to_stop, steps, size, half_shift=-1, lower=0, upper=steps, most=steps)
+    return Lattice(steps - to_stop, to_stop, steps, size, half_shift=-1, lower=0, upper=steps, most=(steps, steps))
 
 
 def bins(size: Integers, most_pixels: int, bins: int, samples: Integers, most: int, aligned: bool) -> Lattice:
@@ -68,7 +68,7 @@ def bins(size: Integers, most_pixels: int, bins: int, samples: Integers, most: i
         half_shift=half_shift,
         lower=-(2 + half_shift) * parts,
         upper=(2 * size - half_shift) * parts,
-        most=(2 * most_pixels + 1) * bins * most,
+        most=(2 * bins * most, (2 * most_pixels + 1) * bins * most),
     )
 
 
@@ -105,7 +105,7 @@ def locate(
     index, fraction, on_pixel, inside = _place(lax.stop_gradient(edges), lattice, dtype)
 
     # Beyond the centres of the first and the last pixel the position is clamped to them. A single pixel has no slope.
-    last = _stacked(size) - 1
+    last = _stacked(*size) - 1
     moves = inside & (index >= 0) & ((index < last) | ((index == last) & on_pixel & (last > 0)))
     before_last = last - (last > 0)
     fraction = jnp.where(index < 0, 0, jnp.where(index < last, fraction, (last - before_last).astype(fraction.dtype)))
@@ -115,6 +115,7 @@ def locate(
     # The derivative is that of the position, which is linear in the box: a term that is 0, with the position's slope.
     # (A rule of `custom_jvp` would say the same, but JAX forgets it in second derivatives through `lax.scan`.)
     moves = (code & 1) > 0
+    edges = jnp.where(jnp.isfinite(edges), edges, 0)
     zero = (edges - lax.stop_gradient(edges)).astype(dtype)
     for i, weight in enumerate((lattice.to_start, lattice.to_stop)):
         slope = jnp.asarray(weight * lattice.scale / lattice.steps, dtype)
@@ -130,8 +131,9 @@ def nearest(
     lattice = _joined(lattices)
     lattice = lattice._replace(half_shift=lattice.half_shift + 1)
     index, _, _, inside = _place(_edges(boxes), lattice, dtype)
-    index = jnp.clip(index, 0, _stacked(size) - 1)
-    return _apart(Axis(index, jnp.zeros(index.shape, dtype), inside), lattices)
+    index = jnp.clip(index, 0, _stacked(*size) - 1)
+    code, fraction = in_memory(index << 1 | inside.astype(jnp.int32), jnp.zeros(index.shape, dtype))
+    return _apart(Axis(code >> 1, fraction, (code & 1) > 0), lattices)
 
 
 def _edges(boxes: Array) -> Array:
@@ -141,29 +143,32 @@ def _edges(boxes: Array) -> Array:
 
 def _joined(lattices: tuple[Lattice, Lattice]) -> Any:
     """Both as one, with integers ``[2, 1 or N, 1 or n]``, where n is the most samples along an axis."""
-    along_rows, along_columns = lattices
-    integers = (_stacked(pair) for pair in zip(along_rows[:-1], along_columns[:-1], strict=True))
-    return Lattice(*integers, most=max(along_rows.most, along_columns.most))
+    integers = {name: _stacked(getattr(lattices[0], name), getattr(lattices[1], name)) for name in Lattice._fields[:-1]}
+    steps, place = map(max, zip(lattices[0].most, lattices[1].most, strict=True))
+    return Lattice(**integers, most=(steps, place))
 
 
-def _stacked(pair: tuple[Integers, Integers]) -> Any:
-    """``[2, 1 or N, 1 or n]``; what is missing of an axis with fewer samples is of no meaning."""
-    xp: Any = jnp if any(isinstance(x, Array) for x in pair) else np
-    pair = [xp.asarray(x, xp.int32).reshape((-1, 1) if np.ndim(x) < 2 else x.shape) for x in pair]
+def _stacked(along_rows: Integers, along_columns: Integers) -> Any:
+    """``[2, 1 or N, 1 or n]``; what an axis with fewer samples has beyond them is of no meaning."""
+    xp: Any = jnp if isinstance(along_rows, Array) or isinstance(along_columns, Array) else np
+    pair = [xp.atleast_2d(xp.asarray(x, xp.int32)) for x in (along_rows, along_columns)]
     n = max(x.shape[1] for x in pair)
     pair = [x if x.shape[1] == n else xp.pad(x, ((0, 0), (0, n - x.shape[1])), mode="edge") for x in pair]
     return xp.stack(xp.broadcast_arrays(*pair))
 
 
 def _apart(axes: Axis, lattices: tuple[Lattice, Lattice]) -> tuple[Axis, Axis]:
-    rows, columns = (Axis(*(x[i, :, : lattice.to_stop.shape[1]] for x in axes)) for i, lattice in enumerate(lattices))
+    rows, columns = (
+        Axis(*(table[i, :, : np.shape(lattice.to_stop)[1]] for table in axes)) for i, lattice in enumerate(lattices)
+    )
     return rows, columns
 
 
 def _place(edges: Array, lattice: Any, dtype: DTypeLike) -> tuple[Array, Array, Array, Array]:
     """Of each sample: the pixel below, the fraction beyond, whether that is exactly 0, whether the sample is inside."""
     dtype = jnp.promote_types(edges.dtype, dtype)
-    window = _exact.Window.of(lattice.most, int(np.max(lattice.scale)), lattice.most, dtype)
+    steps, bound = lattice.most
+    window = _exact.Window.of(steps, int(np.max(lattice.scale)), bound, dtype)
     xp: Any = np if isinstance(lattice.to_stop, np.ndarray) else jnp
     weights = xp.stack([lattice.to_start, lattice.to_stop], axis=2)
     place = _exact.weighted_sums(edges, weights, lattice.steps, lattice.scale, window)

@@ -193,8 +193,12 @@ def _pool(maps: tuple[Array, ...], boxes: Array, box_indices: Array | None, fill
     # a sum to come, whose rounding then decides how many samples a bin has.)
     boxes = jnp.where(jnp.isfinite(boxes), boxes, jnp.finfo(boxes.dtype).max)
     height, width = _of_level(level, np.asarray(heights, np.int32)), _of_level(level, np.asarray(widths, np.int32))
-    down, start_y, stop_y = _extent(boxes[:, 0], boxes[:, 2], pooling.size[0], pooling)
-    across, start_x, stop_x = _extent(boxes[:, 1], boxes[:, 3], pooling.size[1], pooling)
+    (*begun,), (start_y, start_x), (stop_y, stop_x) = zip(
+        _extent(boxes[:, 0], boxes[:, 2], pooling.size[0], pooling),
+        _extent(boxes[:, 1], boxes[:, 3], pooling.size[1], pooling),
+        strict=True,
+    )
+    down, across = (jnp.maximum(n, 1) if pooling.adaptive else n for n in begun)
     lattices = (
         _geometry.bins(height, max(heights), pooling.size[0], down, pooling.samples, pooling.aligned),
         _geometry.bins(width, max(widths), pooling.size[1], across, pooling.samples, pooling.aligned),
@@ -202,7 +206,7 @@ def _pool(maps: tuple[Array, ...], boxes: Array, box_indices: Array | None, fill
     boxes = jnp.stack([start_y, start_x, stop_y, stop_x], axis=1)
     rows, columns = _geometry.locate(boxes, (height, width), lattices, compute)
     if pooling.adaptive:
-        rows, columns = _in_use(rows, down, pooling), _in_use(columns, across, pooling)
+        rows, columns = _in_use(rows, begun[0], pooling), _in_use(columns, begun[1], pooling)
     if box_indices is not None:
         rows = _geometry.of_items(rows, box_indices, batch, height)
 
@@ -229,7 +233,7 @@ def _of_level(level: Array | None, values: np.ndarray) -> Any:
 
 
 def _extent(start: Array, stop: Array, bins: int, pooling: Pooling) -> tuple[Integers, Array, Array]:
-    """Along one axis: how many samples a bin averages (``[N, 1]`` if that differs), and the box's edges."""
+    """Along one axis: how many samples a bin has (``[N, 1]`` if that differs), none perhaps, and the box's edges."""
     extent = stop - start
     if not pooling.aligned:
         stop = jnp.where(extent < 1, start + 1, stop)
@@ -239,7 +243,7 @@ def _extent(start: Array, stop: Array, bins: int, pooling: Pooling) -> tuple[Int
     # As many as begin in the bin: ceil(extent / bins), without a division to round.
     begun = bins * jnp.arange(pooling.samples, dtype=start.dtype)[None]
     samples = jnp.sum(extent[:, None] > begun, axis=1, keepdims=True, dtype=jnp.int32)
-    return jnp.maximum(samples, 1), start, stop
+    return samples, start, stop
 
 
 def _in_use(axis: Axis, samples: Integers, pooling: Pooling) -> Axis:

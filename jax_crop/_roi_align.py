@@ -212,7 +212,7 @@ def _pool(maps: tuple[Array, ...], boxes: Array, box_indices: Array | None, fill
 
     windows = tuple((min(h, 2), min(w, 2)) for h, w in zip(heights, widths, strict=True))
     scheme = Scheme(windows, (pooling.samples, pooling.samples), dtype)
-    share = jnp.broadcast_to(1 / jnp.asarray(down * across, compute).ravel(), boxes.shape[0])
+    share = jnp.broadcast_to(1 / jnp.ravel(down * across).astype(compute), boxes.shape[0])
     images = tuple(m.reshape(-1, *m.shape[2:]) for m in maps)
     return sample(scheme, images, Samples(rows, columns, level, share), jnp.zeros(channels, compute))
 

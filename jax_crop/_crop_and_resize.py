@@ -115,13 +115,8 @@ def _crop(
         return jnp.broadcast_to(fill.astype(dtype), (*boxes.shape[:2], *crop_size, channels))
     lattice = _geometry.corners if align_corners else _geometry.centres
     locate = _geometry.nearest if method == "nearest" else _geometry.locate
-
-    @each_group
-    def positions(boxes: Array) -> tuple[Axis, Axis]:
-        rows = locate(boxes[:, 0], boxes[:, 2], height, lattice(height, crop_size[0]), compute)
-        return rows, locate(boxes[:, 1], boxes[:, 3], width, lattice(width, crop_size[1]), compute)
-
-    rows, columns = positions(boxes)
+    lattices = lattice(height, crop_size[0]), lattice(width, crop_size[1])
+    rows, columns = each_group(lambda boxes: locate(boxes, (height, width), lattices, compute))(boxes)
     item, rows = in_items(rows, box_indices, batch)
     window = (1, 1) if method == "nearest" else (min(height, 2), min(width, 2))
     scheme = Scheme(windows=(window,), samples=(1, 1), dtype=dtype)

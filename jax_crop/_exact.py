@@ -1,18 +1,21 @@
-"""Error-free floating-point arithmetic: sums of products that decide as exact arithmetic does.
+"""Exact sums of products of floats, in integers.
 
-A compiler may contract ``a * b + c`` into one fused operation, flush denormal numbers to zero and turn a division
-into a product; none of these can reach the results here. Every product is of few enough bits to be exact, contracted
-or not; every sum keeps its rounding error (Knuth); numbers are taken apart by their bits, so that no denormal meets
-an arithmetic unit.
+A float is an integer times a power of two. Here numbers are written as digits of a few dozen bits, in integers that
+hold the product of a digit and a weight; so a sum of products is one product of integer matrices, and its carries. No
+step rounds: a compiler may fuse products and sums, or flush small floats to zero, and nothing changes.
 
-Sources: T. J. Dekker, "A floating-point technique for extending the available precision", 1971 (halves, pairs);
-D. E. Knuth, "The Art of Computer Programming", vol. 2, section 4.2.2 (two_sum); J. R. Shewchuk, "Adaptive precision
-floating-point arithmetic and fast robust geometric predicates", 1997 (growing an expansion); S. Boldo and G. Melquiond,
-"Emulation of a FMA and correctly rounded sums: proved algorithms using rounding to odd", 2008.
+The exponents of floats span hundreds of bits, of which the digits show a window. It is enough, for only numbers between
+0 and a bound have to be right:
+
+- What is smaller than the window is moved up into it, by a power of two that stays below 1, and back at the end.
+- What is larger is moved down: of sums as large as that, only 0 is within the bound, and only it remains so.
+- Of two floats, the smaller may be too small to be seen beside the larger. Then it can only break ties, for which its
+  last visible bit is as good as those beyond (rounding to odd: S. Boldo and G. Melquiond, "Emulation of a FMA and
+  correctly rounded sums: proved algorithms using rounding to odd", 2008).
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -22,159 +25,185 @@ from jax.typing import DTypeLike
 Integers = int | np.ndarray | Array
 
 
-class Pair(NamedTuple):
-    """The number ``high + low``, where ``high`` is that sum rounded to the nearest float.
+class Window(NamedTuple):
+    """Which digits sums are written in. Exponents are those of a float's last bit.
 
-    ``low`` is rounded to odd: a pair that cannot hold a number exactly has an odd last bit, and so compares with every
-    number of few bits as the exact number does.
+    Attributes:
+        bits: of a digit.
+        below: digits after the point.
+        above: digits before it; the foremost has the sign, and fills its integer.
+        lowest: what the exponent of the larger float of a sum is raised to, at least,
+        highest: and lowered to, at most.
+        reach: how far the exponent of the smaller one may be below.
+        dtype: of the digits.
     """
 
-    high: Array
-    low: Array
+    bits: int
+    below: int
+    above: int
+    lowest: int
+    highest: int
+    reach: int
+    dtype: Any
 
-    def at_least(self, bound: Array) -> Array:
-        """Whether the number is ``>= bound``."""
-        return (self.high > bound) | ((self.high == bound) & (self.low >= 0))
+    @classmethod
+    def of(cls, steps: int, scale: int, bound: int, dtype: DTypeLike) -> "Window":
+        """The window for sums ``(a * p + b * q) * scale`` of floats and natural numbers.
 
-    def at_most(self, bound: Array) -> Array:
-        """Whether the number is ``<= bound``."""
-        return (self.high < bound) | ((self.high == bound) & (self.low <= 0))
-
-    def times(self, factor: Integers) -> "Pair":
-        """The product with natural numbers below 2^24 (2^52 with float64)."""
-        info = jnp.finfo(self.high.dtype)
-        pieces = _pieces(factor, info)
-        return Pair(
-            *_distill([half * piece for part in (self.low, self.high) for half in _halves(part) for piece in pieces])
-        )
-
-    def floor(self) -> tuple[Array, "Pair"]:
-        """The integer below, as int32, and the rest, in ``[0, 1)``; the number must be in int32's range."""
-        high, low = self
-        whole = jnp.zeros_like(high, jnp.int32)
-        for _ in range(2):  # twice, for beyond the mantissa `high` is an integer and `low` has integer bits of its own
-            step = jnp.floor(high)
-            step = jnp.where((high == step) & (low < 0), step - 1, step)
-            whole += step.astype(jnp.int32)
-            high, error = two_sum(high, -step)
-            high, low = two_sum(high, error + low)
-        return whole, Pair(high, low)
-
-
-def two_sum(a: Array, b: Array) -> tuple[Array, Array]:
-    """``a + b`` rounded, and the error of that rounding (Knuth)."""
-    total = a + b
-    b_part = total - a
-    return total, (a - (total - b_part)) + (b - b_part)
+        Args:
+            steps: the most that ``p + q`` is, below 2^24.
+            scale: the most that the scale is; ``steps * scale`` is below 2^31.
+            bound: the most that ``a * p + b * q`` may be, by size, where it has to be right.
+            dtype: float32 or float64, at least as wide as the floats.
+        """
+        mantissa = jnp.finfo(dtype).nmant + 1
+        integer = jnp.dtype(jnp.int64 if dtype == jnp.float64 else jnp.int32)
+        word = 8 * integer.itemsize
+        steps_bits, scale_bits, bound_bits = (int(n).bit_length() for n in (steps, scale, bound))
+        # A digit times a weight or the scale leaves room, in a word without sign, for another such product and a carry.
+        bits = max(word - 2 - max(steps_bits, scale_bits), 1)
+        # From there down, every sum is below 1.
+        lowest = -(mantissa + steps_bits + scale_bits)
+        # Beyond that, what the smaller float adds to a sum is less than the last bit of what the larger one does.
+        reach = mantissa + steps_bits + scale_bits + 1
+        # Floats that cancel have exponents at most steps_bits + 2 apart: from there up, what is left of them is
+        # a multiple of a power of two that is beyond the bound.
+        highest = steps_bits + bound_bits + 3
+        most = mantissa + highest + steps_bits + scale_bits + 1  # bits of a sum, with its sign
+        below, more = -(-(reach - lowest) // bits), -(-max(most - word, 0) // bits)
+        return cls(bits, below, 1 + more, lowest, highest, reach, integer)
 
 
-def dot(*products: tuple[Array, Integers], dtype: DTypeLike) -> Pair:
-    """The sum of ``value * weight`` over finite floats and natural numbers, as if computed exactly.
+class Number(NamedTuple):
+    """``whole + rest``, where ``0 <= rest < 1``; ``is_whole`` says whether the rest is 0.
+
+    ``whole`` is int32; a number beyond its range has the last one in that direction. Of the rest, only what a float
+    rounds is lost. Where floats were not finite, ``exists`` is false.
+    """
+
+    whole: Array
+    rest: Array
+    is_whole: Array
+    exists: Array
+
+
+def weighted_sums(
+    values: Array, weights: np.ndarray | Array, steps: Integers, scale: np.ndarray, window: Window
+) -> Number:
+    """``(a * p + b * q) * scale`` of floats a and b and natural numbers p and q.
 
     Args:
-        *products: values, and their weights: natural numbers below 2^24 (2^30 with float64).
-        dtype: of the sum, float32 or float64; at least as wide as the values'.
+        values: ``[K, N, 2]``, a and b.
+        weights: ``[K, 1 or N, 2, n]``, p and q. With a weight of 0, which has to be known while tracing, any finite
+            float takes no part.
+        steps: ``[K, 1 or N, 1 or n]``, p + q.
+        scale: ``[K, 1, 1]``.
+        window: see `Window`.
 
     Returns:
-        The sum. Where it is too small or too large for a normal number, one of the same sign stands for it.
+        ``[K, N, n]``.
     """
-    info = jnp.finfo(dtype)
-    parts = [(*_decode(value, dtype), weight) for value, weight in products]
-
-    # All values are brought to the exponent of the largest that counts. One that is smaller by more than `reach` can
-    # only break a tie between much larger integers, for which it is as good as it would be at `reach`.
-    reach = 2 * info.nmant + 14
-    smallest = info.minexp - info.nmant
-    top = functools.reduce(jnp.maximum, [jnp.where(weight == 0, smallest, e) for _, _, e, weight in parts])
-    terms = []
-    for high, low, exponent, weight in parts:
-        unit = _power_of_two(jnp.clip(exponent - top, -reach, 0), info)
-        for piece in _pieces(weight, info):
-            terms += [low * piece * unit, high * piece * unit]
-    total, rest = _distill(terms)
-    high = _scale(total, top, info)
-    high = jnp.where((high == 0) & (total != 0), jnp.sign(total) * float(info.tiny), high)
-    return Pair(high, _scale(rest, top, info))
+    if isinstance(weights, np.ndarray) and not np.all(weights):
+        # A float whose partner has no weight has columns of its own, for there it is the larger one.
+        alone = np.any(weights == 0, axis=2, keepdims=True)
+        weights = np.concatenate([np.where(alone, 0, weights), np.where(alone, weights, 0)], axis=2)
+    table = _table(values, weights.shape[2] > 2, scale, window)
+    weights = jnp.asarray(weights, window.dtype)
+    if weights.shape[1] == 1:
+        sums = lax.dot_general(table, weights[:, 0], (((3,), (1,)), ((0,), (0,))))
+    else:
+        sums = lax.dot_general(table, weights, (((3,), (2,)), ((0, 1), (0, 1))))
+    *digits, raised = (sums[..., i, :] for i in range(sums.shape[2]))
+    return _number(digits, raised, steps, window)
 
 
-def _decode(value: Array, dtype: DTypeLike) -> tuple[Array, Array, Array]:
-    """``(high, low, e)``, value = (high + low) * 2^e: high and low are integers of half the mantissa's bits each."""
-    info = jnp.finfo(value.dtype)
-    bits = lax.bitcast_convert_type(value, _integer(info))
+def _table(values: Array, alone: bool, scale: np.ndarray, window: Window) -> Array:
+    """Of ``values * scale`` the digits from the last on, ``[K, N, d, k]``: ``k`` are a, b, and each of them alone.
+
+    One more row says by which power of two a number was raised into the window, or -1 if there is no number.
+    """
+    a, b = values[..., None, :1], values[..., None, 1:]
+    column = np.arange(4 if alone else 2)[None, None, None]
+    value = jnp.where(column % 2 == 0, a, b)
+    mantissa, exponent = _decode(value, window.dtype)
+    (_, a_exponent), (_, b_exponent) = (_decode(x, window.dtype) for x in (a, b))
+    top = jnp.where(column < 2, jnp.maximum(a_exponent, b_exponent), exponent)
+    raised = jnp.clip(top, window.lowest, window.highest) - top
+
+    last = 8 * window.dtype.itemsize - 1
+    beyond = jnp.clip(top - window.reach - exponent, 0, last).astype(window.dtype)
+    rounded_to_odd = jnp.where(mantissa == 0, 0, (mantissa >> beyond) | 1)
+    mantissa = jnp.where(beyond > 0, rounded_to_odd, mantissa)
+    exponent = jnp.maximum(exponent, top - window.reach) + raised
+
+    count = window.below + window.above
+
+    def shifted(row: np.ndarray) -> Array:
+        """What of an integer with sign is from the last bit of a digit on."""
+        place = (row - window.below) * window.bits - exponent
+        shift = jnp.clip(jnp.abs(place), 0, last).astype(window.dtype)
+        return jnp.where(place > 0, mantissa >> shift, mantissa << shift)
+
+    row = np.arange(count + 1, dtype=np.int32)[None, None, :, None]
+    digit = (1 << window.bits) - 1
+    mask = np.where(row < count - 1, digit, -1).astype(window.dtype)  # the foremost keeps all that is before it, too
+    digits = shifted(row) & mask
+    if np.any(scale != 1):
+        scale = scale[..., None].astype(window.dtype)
+        digits = (digits * scale & mask) + _unsigned_shift((shifted(row - 1) & digit) * scale, window.bits)
+    info = jnp.finfo(values.dtype)
+    exists = jnp.maximum(a_exponent, b_exponent) < info.maxexp - info.nmant  # else infinite, or NaN
+    raised = jnp.where(exists, jnp.maximum(raised, 0), -1).astype(window.dtype)  # what was lowered is 0 or far outside
+    return jnp.where(row == count, raised, digits)
+
+
+def _decode(values: Array, dtype: Any) -> tuple[Array, Array]:
+    """Integers: values are ``mantissa * 2^exponent``."""
+    info = jnp.finfo(values.dtype)
+    bits = lax.bitcast_convert_type(values, jnp.int32 if info.bits == 32 else jnp.int64)
     exponent = (bits >> info.nmant) & (2 * info.maxexp - 1)
     stored = bits & ((1 << info.nmant) - 1)
     magnitude = jnp.where(exponent > 0, stored | (1 << info.nmant), stored)
-    mantissa = jnp.where(bits < 0, -magnitude, magnitude)
-    low = mantissa & ((1 << _half(info)) - 1)
-    e = jnp.maximum(exponent, 1).astype(jnp.int32) + (info.minexp - 1 - info.nmant)
-    return (mantissa - low).astype(dtype), low.astype(dtype), e
+    mantissa = jnp.where(bits < 0, -magnitude, magnitude).astype(dtype)
+    return mantissa, jnp.maximum(exponent, 1).astype(jnp.int32) + (info.minexp - 1 - info.nmant)
 
 
-def _halves(value: Array) -> tuple[Array, Array]:
-    """Floats of half the mantissa's bits each that add up to the value (Dekker)."""
-    info = jnp.finfo(value.dtype)
-    bits = lax.bitcast_convert_type(value, _integer(info))
-    high = lax.bitcast_convert_type(bits >> _half(info) << _half(info), value.dtype)
-    return value - high, high
+def _number(sums: list[Array], raised: Array, steps: Integers, window: Window) -> Number:
+    """The number of which these are the digits, from the last on, but for what they have to carry."""
+    mask = (1 << window.bits) - 1
+    digits, total = [], sums[0]
+    for following in sums[1:]:
+        digits.append(total & mask)
+        total = following + _unsigned_shift(total, window.bits)
+    most = 1 << (8 * window.dtype.itemsize - 1 - window.bits)
+    for digit in digits[: window.below - 1 : -1]:
+        total = jnp.clip(total, -most, most - 1) * (1 << window.bits) + digit
+    whole = jnp.clip(total, -(2**31), 2**31 - 1).astype(jnp.int32)
+
+    info = jnp.finfo(jnp.float32 if window.dtype == jnp.int32 else jnp.float64)
+    rest = functools.reduce(
+        jnp.add,
+        [
+            digit.astype(info.dtype) * 2.0 ** (window.bits * (i - window.below))
+            for i, digit in enumerate(digits[: window.below])
+        ],
+    )
+    times = jnp.round(raised.astype(info.dtype) / jnp.asarray(steps, info.dtype)).astype(window.dtype)
+    power = lax.bitcast_convert_type((info.maxexp - 1 - times) << info.nmant, info.dtype)
+    is_whole = functools.reduce(jnp.bitwise_or, digits[: window.below]) == 0
+    return Number(whole, rest * power, is_whole, raised >= 0)
 
 
-def _pieces(weight: Integers, info: jnp.finfo) -> list[Array]:
-    """Floats that add up to the weight, each of few enough bits that its product with half a mantissa is exact."""
-    if not isinstance(weight, Array) and np.max(weight) < 1 << _half(info):
-        return [jnp.asarray(weight, info.dtype)]
-    low = weight & ((1 << _half(info)) - 1)
-    return [jnp.asarray(low, info.dtype), jnp.asarray(weight - low, info.dtype)]
+def _unsigned_shift(digits: Array, bits: int) -> Array:
+    return lax.shift_right_logical(digits, jnp.full_like(digits, bits))
 
 
-def _distill(terms: list[Array]) -> tuple[Array, Array]:
-    """The sum of the terms: rounded, and what is left, rounded to odd."""
-    expansion: list[Array] = []
-    for term in terms:
-        for i, part in enumerate(expansion):
-            term, expansion[i] = two_sum(term, part)
-        expansion.append(term)
-    total, rest = _sum(expansion)
-    error, rest = _sum(rest)
-    high, low = two_sum(total, error)
-    return high, _round_to_odd(low, functools.reduce(jnp.add, rest))
-
-
-def _sum(expansion: list[Array]) -> tuple[Array, list[Array]]:
-    """The sum of floats in ascending order of size, and the rounding error of each step."""
-    total, *others = expansion
-    errors = []
-    for part in others:
-        total, error = two_sum(total, part)
-        errors.append(error)
-    return total, errors
-
-
-def _round_to_odd(value: Array, tail: Array) -> Array:
-    """``value + tail``, where the tail is below value's last bit: as value itself if odd, else its odd neighbour."""
-    info = jnp.finfo(value.dtype)
-    bits = lax.bitcast_convert_type(value, _integer(info))
-    is_even = (bits & 1) == 0
-    odd = jnp.where((value < 0) == (tail < 0), bits + 1, bits - 1)
-    odd_value = jnp.where(value == 0, tail, lax.bitcast_convert_type(odd, value.dtype))
-    return jnp.where((tail != 0) & is_even, odd_value, value)
-
-
-def _scale(value: Array, exponent: Array, info: jnp.finfo) -> Array:
-    """``value * 2^exponent``, kept from overflow to infinity."""
-    half = exponent >> 1  # 2^exponent need not be a number itself
-    limit = 2.0 ** (info.maxexp // 2)
-    return jnp.clip(value * _power_of_two(half, info), -limit, limit) * _power_of_two(exponent - half, info)
-
-
-def _power_of_two(exponent: Array, info: jnp.finfo) -> Array:
-    """2^exponent, for an exponent of normal numbers."""
-    bits = (exponent - (info.minexp - 1)).astype(_integer(info)) << info.nmant
-    return lax.bitcast_convert_type(bits, info.dtype)
-
-
-def _integer(info: jnp.finfo) -> type:
-    return jnp.int32 if info.bits == 32 else jnp.int64
-
-
-def _half(info: jnp.finfo) -> int:
-    return (info.nmant + 1) // 2
+def divide(dividend: Array, divisor: Integers) -> tuple[Array, Array]:
+    """Quotient and remainder of natural numbers below 2^31, in operations that vectorise."""
+    inverse = 1 / jnp.asarray(divisor, jnp.float32)
+    quotient, remainder = jnp.zeros_like(dividend), dividend
+    for _ in range(2):  # the quotient is right to 2^-22 of itself, then to 1
+        step = jnp.floor(remainder.astype(jnp.float32) * inverse).astype(jnp.int32)
+        quotient, remainder = quotient + step, remainder - step * divisor
+    step = (remainder >= divisor).astype(jnp.int32) - (remainder < 0).astype(jnp.int32)
+    return quotient + step, remainder - step * divisor

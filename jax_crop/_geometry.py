@@ -4,7 +4,7 @@ A `Lattice` says how samples divide a box and where the image's pixels lie; `loc
 columns are independent, so that tables of shape ``[N, n]`` per axis are all that sampling needs.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +13,7 @@ from jax.typing import DTypeLike
 
 from jax_crop import _exact
 from jax_crop._exact import Integers
+from jax_crop._calls import in_one_loop
 
 
 class Lattice(NamedTuple):
@@ -20,7 +21,8 @@ class Lattice(NamedTuple):
 
     With ``place = start * to_start + stop * to_stop``, a sample stands at pixel ``place * scale / steps + half_shift
     / 2``, pixel centres being whole numbers, and is inside where ``lower <= place <= upper``. ``steps`` is even.
-    Integers are NumPy's or Python's where they are known while tracing, and broadcast to ``[N, n]``.
+    Integers are NumPy's or Python's where they are known while tracing, and broadcast to ``[N, n]``. Steps, and places
+    inside, are no more than the two numbers of ``most``.
     """
 
     to_start: Integers
@@ -28,8 +30,9 @@ class Lattice(NamedTuple):
     steps: Integers
     scale: int
     half_shift: int
-    lower: Integers | float
-    upper: Integers | float
+    lower: Integers
+    upper: Integers
+    most: tuple[int, int]
 
 
 def corners(size: int, samples: int) -> Lattice:
@@ -38,19 +41,18 @@ def corners(size: int, samples: int) -> Lattice:
     # The factor 2 makes the number of steps even; a single sample stands in the middle.
     to_start, to_stop = (2 * a[:, ::-1], 2 * a) if samples > 1 else (a + 1, a + 1)
     steps = max(2 * (samples - 1), 2)
-    # A single pixel is at 0 and at 1: as in TensorFlow and ONNX Runtime, every finite coordinate is on it.
-    lower, upper = (0, steps) if size > 1 else (-np.inf, np.inf)
-    return Lattice(to_start, to_stop, steps, scale=size - 1, half_shift=0, lower=lower, upper=upper)
+    # A single pixel is at 0 and at 1, and the scale 0: as in TensorFlow and ONNX Runtime, every finite coordinate is on it.
+    return Lattice(to_start, to_stop, steps, size - 1, half_shift=0, lower=0, upper=steps, most=(steps, steps))
 
 
 def centres(size: int, samples: int) -> Lattice:
     """Samples at the centres of equal bins; 0 and 1 are the outer edges of the first and the last pixel."""
     to_stop = 2 * np.arange(samples, dtype=np.int32)[None] + 1
     steps = 2 * samples
-    return Lattice(steps - to_stop, to_stop, steps, scale=size, half_shift=-1, lower=0, upper=steps)
+    return Lattice(steps - to_stop, to_stop, steps, size, half_shift=-1, lower=0, upper=steps, most=(steps, steps))
 
 
-def bins(size: Integers, bins: int, samples: Integers, most: int, aligned: bool) -> Lattice:
+def bins(size: Integers, most_pixels: int, bins: int, samples: Integers, most: int, aligned: bool) -> Lattice:
     """Samples at the centres of equal parts of each bin, of a box in pixels; inside up to one pixel beyond the image.
 
     ``samples`` is how many parts a bin has: up to ``most``, for which there is room, and per box (``[N, 1]``) perhaps.
@@ -67,6 +69,7 @@ def bins(size: Integers, bins: int, samples: Integers, most: int, aligned: bool)
         half_shift=half_shift,
         lower=-(2 + half_shift) * parts,
         upper=(2 * size - half_shift) * parts,
+        most=(2 * bins * most, (2 * most_pixels + 1) * bins * most),
     )
 
 
@@ -82,14 +85,16 @@ class Axis(NamedTuple):
     inside: Array
 
 
-def locate(start: Array, stop: Array, size: Integers, lattice: Lattice, dtype: DTypeLike) -> Axis:
-    """The samples of boxes along one axis.
+def locate(
+    boxes: Array, size: tuple[Integers, Integers], lattices: tuple[Lattice, Lattice], dtype: DTypeLike
+) -> tuple[Axis, Axis]:
+    """The samples of boxes along rows and columns.
 
     Args:
-        start: ``[N]`` float32 or float64, the boxes' first edges along the axis; any value, finite or not.
-        stop: ``[N]``, the other edges; below ``start`` the crop is flipped.
-        size: the number of pixels along the axis.
-        lattice: how the samples lie in a box.
+        boxes: ``[N, 4]`` float32 or float64, ``[y1, x1, y2, x2]``, any values: with ``y1 > y2`` the crop is flipped; of
+            a box that is not finite along an axis, all samples along it are outside.
+        size: the number of rows and of columns of pixels.
+        lattices: how the samples lie along each.
         dtype: of the fractions.
 
     Returns:
@@ -97,52 +102,82 @@ def locate(start: Array, stop: Array, size: Integers, lattice: Lattice, dtype: D
         decides it on the floats given. The fraction's derivative is that of the position: exactly on a pixel toward
         higher indices, at the last pixel toward the inside, and 0 where the position is clamped or outside.
     """
-    start, stop = start[:, None], stop[:, None]
-    index, fraction, on_pixel, inside = lax.stop_gradient(_place(start, stop, lattice, dtype))
+    edges, lattice = _edges(boxes), _joined(lattices)
+    index, fraction, on_pixel, inside = _place(lax.stop_gradient(edges), lattice, dtype)
 
     # Beyond the centres of the first and the last pixel the position is clamped to them. A single pixel has no slope.
-    last = jnp.asarray(size - 1, jnp.int32)
+    last = _stacked(*size) - 1
     moves = inside & (index >= 0) & ((index < last) | ((index == last) & on_pixel & (last > 0)))
-    before_last = jnp.maximum(last - 1, 0)
+    before_last = last - (last > 0)
     fraction = jnp.where(index < 0, 0, jnp.where(index < last, fraction, (last - before_last).astype(fraction.dtype)))
+    code = jnp.clip(index, 0, before_last) << 2 | inside.astype(jnp.int32) << 1 | moves.astype(jnp.int32)
+    code, fraction = in_one_loop(code, fraction.astype(dtype))
 
     # The derivative is that of the position, which is linear in the box: a term that is 0, with the position's slope.
     # (A rule of `custom_jvp` would say the same, but JAX forgets it in second derivatives through `lax.scan`.)
-    steps = jnp.asarray(lattice.steps, fraction.dtype)
-    for edge, weight in ((start, lattice.to_start), (stop, lattice.to_stop)):
-        edge = jnp.where(moves, edge.astype(fraction.dtype), 0)
-        fraction += (edge - lax.stop_gradient(edge)) * (jnp.asarray(weight, edge.dtype) * lattice.scale / steps)
-    return Axis(jnp.clip(index, 0, before_last), fraction.astype(dtype), inside)
+    moves = (code & 1) > 0
+    edges = jnp.where(jnp.isfinite(edges), edges, 0)
+    zero = (edges - lax.stop_gradient(edges)).astype(dtype)
+    for i, weight in enumerate((lattice.to_start, lattice.to_stop)):
+        slope = jnp.asarray(weight * lattice.scale / lattice.steps, dtype)
+        fraction += jnp.where(moves, zero[..., i : i + 1] * slope, 0)
+    return _apart(Axis(lax.shift_right_logical(code, jnp.full_like(code, 2)), fraction, (code & 2) > 0), lattices)
 
 
-def nearest(start: Array, stop: Array, size: int, lattice: Lattice, dtype: DTypeLike) -> Axis:
+def nearest(
+    boxes: Array, size: tuple[Integers, Integers], lattices: tuple[Lattice, Lattice], dtype: DTypeLike
+) -> tuple[Axis, Axis]:
     """As `locate`, with the pixel nearest to each sample, halves rounded up, as the index and 0 as the fraction."""
     # The nearest pixel is the one below what stands half a pixel further on.
+    lattice = _joined(lattices)
     lattice = lattice._replace(half_shift=lattice.half_shift + 1)
-    index, _, _, inside = _place(start[:, None], stop[:, None], lattice, dtype)
-    return Axis(jnp.clip(index, 0, size - 1), jnp.zeros(index.shape, dtype), inside)
+    index, _, _, inside = _place(_edges(boxes), lattice, dtype)
+    index = jnp.clip(index, 0, _stacked(*size) - 1)
+    code, fraction = in_one_loop(index << 1 | inside.astype(jnp.int32), jnp.zeros(index.shape, dtype))
+    return _apart(Axis(code >> 1, fraction, (code & 1) > 0), lattices)
 
 
-def _place(start: Array, stop: Array, lattice: Lattice, dtype: DTypeLike) -> tuple[Array, Array, Array, Array]:
-    """Of each sample: the pixel below, the fraction beyond, whether that is exactly 0, whether the sample is inside."""
-    dtype = jnp.promote_types(start.dtype, dtype)
-    finite = jnp.isfinite(start) & jnp.isfinite(stop)
-    place = _exact.dot(
-        (jnp.where(finite, start, 0), lattice.to_start),
-        (jnp.where(finite, stop, 0), lattice.to_stop),
-        dtype=dtype,
+def _edges(boxes: Array) -> Array:
+    """``[2, N, 2]``: start and stop along rows and along columns."""
+    return boxes.reshape(-1, 2, 2).transpose(2, 0, 1)
+
+
+def _joined(lattices: tuple[Lattice, Lattice]) -> Any:
+    """Both as one, with integers ``[2, 1 or N, 1 or n]``, where n is the most samples along an axis."""
+    integers = {name: _stacked(getattr(lattices[0], name), getattr(lattices[1], name)) for name in Lattice._fields[:-1]}
+    steps, place = map(max, zip(lattices[0].most, lattices[1].most, strict=True))
+    return Lattice(**integers, most=(steps, place))
+
+
+def _stacked(along_rows: Integers, along_columns: Integers) -> Any:
+    """``[2, 1 or N, 1 or n]``; what an axis with fewer samples has beyond them is of no meaning."""
+    xp: Any = jnp if isinstance(along_rows, Array) or isinstance(along_columns, Array) else np
+    pair = [xp.atleast_2d(xp.asarray(x, xp.int32)) for x in (along_rows, along_columns)]
+    n = max(x.shape[1] for x in pair)
+    pair = [x if x.shape[1] == n else xp.pad(x, ((0, 0), (0, n - x.shape[1])), mode="edge") for x in pair]
+    return xp.stack(xp.broadcast_arrays(*pair))
+
+
+def _apart(axes: Axis, lattices: tuple[Lattice, Lattice]) -> tuple[Axis, Axis]:
+    rows, columns = (
+        Axis(*(table[i, :, : np.shape(lattice.to_stop)[1]] for table in axes)) for i, lattice in enumerate(lattices)
     )
-    lower, upper = (jnp.asarray(bound, dtype) for bound in (lattice.lower, lattice.upper))
-    inside = finite & place.at_least(lower) & place.at_most(upper)
-    place = _exact.Pair(*(jnp.where(inside, part, 0) for part in place))
+    return rows, columns
 
-    # The position in steps, of which the integer part is kept in int32 and the rest as a pair in [0, 1).
-    whole, rest = place.floor()
-    if lattice.scale != 1:
-        more, rest = rest.times(lattice.scale).floor()
-        whole = whole * lattice.scale + more
-    whole += lattice.half_shift * (lattice.steps // 2)
-    index = whole // lattice.steps
-    remainder = whole - index * lattice.steps
-    fraction = (remainder.astype(dtype) + rest.high) / jnp.asarray(lattice.steps, dtype)
-    return index, fraction, (remainder == 0) & (rest.high == 0), inside
+
+def _place(edges: Array, lattice: Any, dtype: DTypeLike) -> tuple[Array, Array, Array, Array]:
+    """Of each sample: the pixel below, the fraction beyond, whether that is exactly 0, whether the sample is inside."""
+    dtype = jnp.promote_types(edges.dtype, dtype)
+    steps, bound = lattice.most
+    window = _exact.Window.of(steps, max(int(np.max(lattice.scale)), 1), bound, dtype)
+    xp: Any = np if isinstance(lattice.to_stop, np.ndarray) else jnp
+    weights = xp.stack([lattice.to_start, lattice.to_stop], axis=2)
+    place = _exact.weighted_sums(edges, weights, lattice.steps, lattice.scale, window)
+    lower, upper = lattice.lower * lattice.scale, lattice.upper * lattice.scale
+    inside = (place.whole >= lower) & ((place.whole < upper) | ((place.whole == upper) & place.is_whole)) & place.exists
+
+    # The position in steps, from one pixel before the first, so that it is not negative.
+    position = jnp.where(inside, place.whole, 0) + (lattice.half_shift * (lattice.steps // 2) + lattice.steps)
+    index, remainder = _exact.divide(position, lattice.steps)
+    fraction = (remainder.astype(dtype) + jnp.where(inside, place.rest, 0)) / jnp.asarray(lattice.steps, dtype)
+    return index - 1, fraction, (remainder == 0) & place.is_whole, inside

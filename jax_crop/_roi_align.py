@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.typing import ArrayLike, DTypeLike
+from jax.typing import ArrayLike
 
-from jax_crop import _arguments, _exact, _geometry
+from jax_crop import _arguments, _geometry
 from jax_crop._exact import Integers
 from jax_crop._forms import in_form
 from jax_crop._geometry import Axis
@@ -184,28 +184,44 @@ def _pool(maps: tuple[Array, ...], boxes: Array, box_indices: Array | None, fill
     compute = float_of(dtype)
     if 0 in (*maps[0].shape, *boxes.shape):  # nothing to gather from or to
         return jnp.zeros((*boxes.shape[:2], *pooling.size, channels), dtype)
-    heights, widths = ([m.shape[axis] for m in maps] for axis in (2, 3))
-    positions = functools.partial(_positions, heights=heights, widths=widths, pooling=pooling, dtype=compute)
+    sizes = [m.shape[2:4] for m in maps]
+    positions = functools.partial(_positions, sizes=sizes, pooling=pooling, dtype=compute)
     rows, columns, level, share = each_group(positions)(boxes)
     item, rows = in_items(rows, box_indices, batch)
-    windows = tuple((min(h, 2), min(w, 2)) for h, w in zip(heights, widths, strict=True))
+    windows = tuple((min(height, 2), min(width, 2)) for height, width in sizes)
     scheme = Scheme(windows, (pooling.samples, pooling.samples), dtype)
     return sample(scheme, maps, Samples(rows, columns, item, level, share), None)
 
 
 def _positions(
-    boxes: Array, *, heights: Sequence[int], widths: Sequence[int], pooling: Pooling, dtype: Any
+    boxes: Array, *, sizes: Sequence[tuple[int, int]], pooling: Pooling, dtype: Any
 ) -> tuple[Axis, Axis, Array | None, Array | None]:
     """Of boxes ``[N, 4]``: rows, columns, the level of each, and what each of its samples counts."""
     level = _levels(boxes, pooling)
     boxes = boxes.astype(float_of(boxes.dtype, dtype))
     boxes *= _of_level(level, np.asarray(pooling.scales, boxes.dtype))
-    height, width = _of_level(level, np.asarray(heights, np.int32)), _of_level(level, np.asarray(widths, np.int32))
-    rows, down = _bins(boxes[:, 0], boxes[:, 2], height, pooling.size[0], pooling, dtype)
-    columns, across = _bins(boxes[:, 1], boxes[:, 3], width, pooling.size[1], pooling, dtype)
+    # A box that is not finite is one far outside. (The choice also keeps a compiler from contracting the product with
+    # a sum to come, whose rounding then decides how many samples a bin has.)
+    boxes = jnp.where(jnp.isfinite(boxes), boxes, jnp.finfo(boxes.dtype).max)
+    heights, widths = (np.asarray(size, np.int32) for size in zip(*sizes, strict=True))
+    size = _of_level(level, heights), _of_level(level, widths)
+    (*begun,), (start_y, start_x), (stop_y, stop_x) = zip(
+        _extent(boxes[:, 0], boxes[:, 2], pooling.size[0], pooling),
+        _extent(boxes[:, 1], boxes[:, 3], pooling.size[1], pooling),
+        strict=True,
+    )
+    down, across = (jnp.maximum(n, 1) if pooling.adaptive else n for n in begun)
+    lattices = (
+        _geometry.bins(size[0], int(heights.max()), pooling.size[0], down, pooling.samples, pooling.aligned),
+        _geometry.bins(size[1], int(widths.max()), pooling.size[1], across, pooling.samples, pooling.aligned),
+    )
+    boxes = jnp.stack([start_y, start_x, stop_y, stop_x], axis=1)
+    rows, columns = _geometry.locate(boxes, size, lattices, dtype)
     share = None
+    if pooling.adaptive:
+        rows, columns = _in_use(rows, begun[0], pooling), _in_use(columns, begun[1], pooling)
     if pooling.samples > 1:
-        share = jnp.broadcast_to(1 / jnp.asarray(down * across, dtype), boxes.shape[0])
+        share = jnp.broadcast_to(1 / jnp.ravel(down * across).astype(dtype), boxes.shape[0])
     return rows, columns, level, share
 
 
@@ -224,23 +240,21 @@ def _of_level(level: Array | None, values: np.ndarray) -> Any:
     return values[0] if level is None else jnp.asarray(values)[level][:, None]
 
 
-def _bins(
-    start: Array, stop: Array, size: Integers, bins: int, pooling: Pooling, dtype: DTypeLike
-) -> tuple[Axis, Integers]:
-    """The samples along one axis, and how many of them each bin averages (``[N]`` if that differs)."""
-    # One rounding, as in a single float subtraction, and not the compiler's mixture with the products that scale boxes.
-    extent = _exact.dot((stop, 1), (-start, 1), dtype=start.dtype).high
+def _extent(start: Array, stop: Array, bins: int, pooling: Pooling) -> tuple[Integers, Array, Array]:
+    """Along one axis: how many samples a bin has (``[N, 1]`` if that differs), none perhaps, and the box's edges."""
+    extent = stop - start
     if not pooling.aligned:
-        stop = jnp.where((extent < 1) & (stop > -jnp.inf), start + 1, stop)
+        stop = jnp.where(extent < 1, start + 1, stop)
         extent = jnp.maximum(extent, 1)
-    most = pooling.samples
     if not pooling.adaptive:
-        lattice = _geometry.bins(size, bins, most, most, pooling.aligned)
-        return _geometry.locate(start, stop, size, lattice, dtype), most
+        return pooling.samples, start, stop
     # As many as begin in the bin: ceil(extent / bins), without a division to round.
-    begun = bins * jnp.arange(most, dtype=start.dtype)[None]
-    samples = jnp.sum(extent[:, None] > begun, axis=1, dtype=jnp.int32)
-    lattice = _geometry.bins(size, bins, jnp.maximum(samples, 1)[:, None], most, pooling.aligned)
-    axis = _geometry.locate(start, stop, size, lattice, dtype)
-    in_use = np.arange(axis.index.shape[1], dtype=np.int32)[None] % most < samples[:, None]
-    return axis._replace(inside=axis.inside & in_use), jnp.maximum(samples, 1)
+    begun = bins * jnp.arange(pooling.samples, dtype=start.dtype)[None]
+    samples = jnp.sum(extent[:, None] > begun, axis=1, keepdims=True, dtype=jnp.int32)
+    return samples, start, stop
+
+
+def _in_use(axis: Axis, samples: Integers, pooling: Pooling) -> Axis:
+    """Of the samples of each bin, the first ones."""
+    part = np.arange(axis.index.shape[1], dtype=np.int32)[None] % pooling.samples
+    return axis._replace(inside=axis.inside & (part < samples))

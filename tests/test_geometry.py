@@ -26,10 +26,10 @@ lattices = pytest.mark.parametrize("lattice", LATTICES)
 
 def pixels_and_fractions(start, stop, size, n, lattice):
     """Of the samples: the pixel below, the fraction, the nearest pixel, and whether inside, ``[N, n]`` each."""
-    lattice = LATTICES[lattice](size, n)
-    dtype = start.dtype
-    linear = _geometry.locate(start, stop, size, lattice, dtype)
-    nearest = _geometry.nearest(start, stop, size, lattice, dtype)
+    boxes = jnp.stack([start, start, stop, stop], axis=1)
+    lattices = (LATTICES[lattice](size, n),) * 2
+    linear, _ = _geometry.locate(boxes, (size, size), lattices, start.dtype)
+    nearest, _ = _geometry.nearest(boxes, (size, size), lattices, start.dtype)
     return linear.index, linear.fraction, nearest.index, linear.inside, nearest.inside
 
 
@@ -187,10 +187,10 @@ def test_whole_image_boxes(size):
         upper=np.concatenate(
             [np.full((1, n), lattice.upper) for n, lattice in zip(samples, lattices, strict=True)], axis=1
         ),
+        most=lattices[-1].most,
     )
-    axis = jax.jit(lambda start, stop: _geometry.locate(start, stop, size, joined, jnp.float32))(
-        np.zeros(1), np.ones(1)
-    )
+    boxes = np.array([[0, 0, 1, 1]], np.float32)
+    axis, _ = jax.jit(lambda boxes: _geometry.locate(boxes, (size, size), (joined, joined), jnp.float32))(boxes)
     positions = [Fraction(a * (size - 1), n - 1) if n > 1 else Fraction(size - 1, 2) for n in samples for a in range(n)]
     pixels = [min(math.floor(position), max(size - 2, 0)) for position in positions]
     assert np.all(axis.inside)

@@ -186,7 +186,7 @@ def all_crop_sizes_at_once(monkeypatch):
             )
             for name in ("to_start", "to_stop", "steps", "lower", "upper")
         }
-        return lattices[0]._replace(**tables)
+        return lattices[-1]._replace(**tables)
 
     monkeypatch.setattr(_geometry, "centres", joined)
 

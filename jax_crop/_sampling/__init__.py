@@ -34,7 +34,9 @@ def sample(scheme: Scheme, images: tuple[Array, ...], samples: Samples, fill: Ar
     """
     by_gather = functools.partial(gather.values, scheme)
     by_products = _closed_under_vmap(functools.partial(products.values, scheme))
-    programs: dict[str, Callable[..., Array]] = {"tpu": lambda fill, *arrays: _filled(by_products(*arrays), samples, fill)}
+    programs: dict[str, Callable[..., Array]] = {
+        "tpu": lambda fill, *arrays: _filled(by_products(*arrays), samples, fill)
+    }
     if len(images) > 1:
         by_loops = _closed_under_vmap(functools.partial(loops.values, scheme))
         programs["cpu"] = lambda fill, *arrays: by_loops(*arrays)

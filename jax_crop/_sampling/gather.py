@@ -17,7 +17,7 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from jax_crop._geometry import Axis
-from jax_crop._sampling.calls import in_memory
+from jax_crop._calls import in_memory
 from jax_crop._sampling.tables import Samples, Scheme, Taps, Term, each_group
 from jax_crop._sampling.varying import zeros
 

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jax_crop._sampling import gather
-from jax_crop._sampling.calls import small
+from jax_crop._calls import small
 from jax_crop._sampling.tables import Samples, Scheme, Taps, Term
 from jax_crop._sampling.varying import zeros
 

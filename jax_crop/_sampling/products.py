@@ -138,7 +138,9 @@ def _weights_of_level(
         own, crops = _own(image, item).astype(scheme.compute), crops.astype(scheme.compute)
         # The share is in the weights of rows, which those of rows themselves are not multiplied with.
         (rows, columns), _ = _dense(scheme, tables, image.shape)
-        row_slopes, column_slopes = (_matrix(taps, size, 1) for taps, size in zip(tables[1], own.shape[1:3], strict=True))
+        row_slopes, column_slopes = (
+            _matrix(taps, size, 1) for taps, size in zip(tables[1], own.shape[1:3], strict=True)
+        )
         by_row = _einsum("gniwc,grwc->gnir", _einsum("gnijc,gnjw->gniwc", crops, columns), own)
         by_column = _einsum("gnijc,gniwc->gnjw", crops, _einsum("gnir,grwc->gniwc", rows, own))
         down, across = scheme.samples
@@ -196,9 +198,7 @@ class _Layout(NamedTuple):
     def terms(self, terms: Sequence[Term]) -> list[Term]:
         groups, batch, *_ = self.given
         first = jnp.zeros((), jnp.int32) if self._together else jnp.arange(groups, dtype=jnp.int32)[:, None] * batch
-        return [
-            Term(self.boxes(term.samples._replace(item=term.samples.item + first)), term.orders) for term in terms
-        ]
+        return [Term(self.boxes(term.samples._replace(item=term.samples.item + first)), term.orders) for term in terms]
 
 
 def _own(image: Array, item: Array) -> Array:

@@ -1,0 +1,58 @@
+"""XLA's habits on CPUs, contained: what each function relies on, and where that was seen.
+
+Each is a matter of speed and memory alone: a compiler that does not know the attributes runs the same program.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.experimental.xla_metadata import set_xla_metadata
+
+
+def call(function: Callable[..., Any], *arguments: Any) -> Any:
+    """``function(*arguments)`` as a call that XLA does not inline, which ends a fusion.
+
+    `lax.optimization_barrier` does not: XLA takes it out on CPUs before it fuses. Seen with jaxlib 0.7.2 to 0.12.0.1.
+    """
+    with set_xla_metadata(inlineable="false"):
+        return jax.jit(function)(*arguments)
+
+
+def in_memory(tables: Any) -> Any:
+    """The same tables; on a CPU in memory, since XLA computes what a gather needs anew for every element of its result."""
+    # JAX would skip a call that does nothing.
+    return lax.platform_dependent(tables, cpu=lambda tables: call(_same, tables), default=lambda tables: tables)
+
+
+def _same(tables: Any) -> Any:
+    return jax.tree.map(lax.optimization_barrier, tables)
+
+
+def in_one_loop(integers: Array, floats: Array) -> tuple[Array, Array]:
+    """The same int32 numbers and floats; on a CPU in memory, and computed together.
+
+    A loop of XLA's has one result. Complex numbers have two parts, of any bits.
+    """
+    return lax.platform_dependent(integers, floats, cpu=_as_complex, default=lambda *arrays: arrays)
+
+
+def _as_complex(integers: Array, floats: Array) -> tuple[Array, Array]:
+    word = jnp.int32 if floats.dtype == jnp.float32 else jnp.int64
+    bits = lax.bitcast_convert_type(integers.astype(word), floats.dtype)
+    pairs = call(_same, lax.complex(bits, floats))
+    return lax.bitcast_convert_type(lax.real(pairs), word).astype(jnp.int32), lax.imag(pairs)
+
+
+def small(function: Callable[..., Any], *arguments: Any) -> Any:
+    """``function(*arguments)`` as a call that XLA's CPU compiler compiles as a whole, to machine code that adds in place.
+
+    XLA would run a loop as a program of its own for each step. It marks small loops so itself
+    (`xla/service/cpu/small_while_loop_hoisting_pass.h`). Seen with jaxlib 0.7.2 to 0.12.0.1. It fails if an argument is
+    not in use, or if it would split a part of the call over its threads.
+    """
+    arguments = lax.optimization_barrier(arguments)  # a constant would move into the loops, and be in use no longer
+    with set_xla_metadata(inlineable="false", xla_cpu_small_call="true"):
+        return jax.jit(function)(*arguments)

@@ -1,0 +1,184 @@
+"""What compilers for TPUs and GPUs make of the operations, without any such device.
+
+Their compilers come as packages and compile for hardware that is not there. They execute nothing.
+"""
+
+import functools
+import importlib.util
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+# All of it is read when JAX is imported or compiles for the first time.
+os.environ |= {
+    "JAX_PLATFORMS": "cpu",
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1",
+}
+if importlib.util.find_spec("jax_cuda12_plugin"):
+    _NVCC = Path(importlib.util.find_spec("nvidia.cuda_nvcc").submodule_search_locations[0])
+    os.environ["PATH"] = f"{_NVCC / 'bin'}{os.pathsep}{os.environ['PATH']}"  # where XLA looks for ptxas
+    os.environ["XLA_FLAGS"] = (  # nothing can be timed here
+        f"--xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false --xla_gpu_cuda_data_dir={_NVCC}"
+    )
+
+import jax
+from jax.experimental import topologies
+from jax.sharding import SingleDeviceSharding
+
+_H100 = Path(__file__).with_name("h100.txtpb")
+
+
+class Platform(NamedTuple):
+    """A kind of device: its compiler, what that calls it, and its clock in GHz, by which alone cycles become time.
+
+    A TPU's clock is its peak of bfloat16 operations over those of one cycle: 197e12 / (4 * 128**2 * 2) for a v5e with
+    four matrix units, 918e12 / (4 * 256**2 * 2) for a v6e.
+    """
+
+    lowering: str
+    topology: str
+    clock: float | None
+
+
+PLATFORMS = {
+    "v5e": Platform("tpu", "v5e:2x2", 1.5),
+    "v6e": Platform("tpu", "v6e:2x2", 1.75),
+    "pod": Platform("tpu", "v5e:16x16", 1.5),
+    "h100": Platform("cuda", "1x1x1", None),
+}
+
+
+class View(NamedTuple):
+    """A compiled program: each count is of what runs, so with all steps of each loop.
+
+    Attributes:
+        cycles: the compiler's estimate; it has none for native gathers and scatters, nor on GPUs at all.
+        milliseconds: the same at the platform's clock.
+        longest_loop: steps.
+        gathers: native ones of a TPU; a GPU has them within its kernels.
+        scatters: native ones of a TPU; those of a GPU are atomic additions.
+        kernels: launched on a GPU.
+        temporaries: bytes.
+        collectives: how many of each kind.
+    """
+
+    cycles: int
+    milliseconds: float | None
+    longest_loop: int
+    gathers: int
+    scatters: int
+    kernels: int
+    temporaries: int
+    collectives: dict[str, int]
+
+
+def look(function: Callable[..., Any], *shapes: Any, platform: str = "v5e") -> View:
+    """Compile for a platform. Shapes are trees of `jax.ShapeDtypeStruct`; without a sharding they are on one device."""
+    return view(compiled(function, *shapes, platform=platform), platform)
+
+
+def compiled(function: Callable[..., Any], *shapes: Any, platform: str = "v5e") -> jax.stages.Compiled:
+    """The program, whose `as_text()` shows all there is to see."""
+    one = SingleDeviceSharding(devices(platform)[0])
+
+    def placed(shape: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        return shape if shape.sharding else jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=one)
+
+    traced = jax.jit(function).trace(*jax.tree.map(placed, shapes))
+    return traced.lower(lowering_platforms=(PLATFORMS[platform].lowering,)).compile()
+
+
+@functools.cache
+def devices(platform: str) -> list[Any]:
+    kind = PLATFORMS[platform]
+    if kind.lowering == "tpu":
+        return topologies.get_topology_desc(platform="tpu", topology_name=kind.topology).devices
+    from jax._src import xla_bridge
+
+    # Without a device JAX does not know which kind of GPU is meant (its issues 23971 and 28376).
+    canonicalize = xla_bridge.canonicalize_platform
+    xla_bridge.canonicalize_platform = lambda name: "cuda" if name == "gpu" else canonicalize(name)
+    target = _H100.read_text()
+    return topologies.get_topology_desc(platform="cuda", topology=kind.topology, target_config=target).devices
+
+
+# ---- reading the optimised program
+
+_OPCODE = re.compile(r" = .*? ([a-z][a-z-]*)\(")
+_CALLED = re.compile(r"(?:calls|to_apply)=%([^\s,)]+)")
+_CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+_COLLECTIVE = re.compile(r"(all-reduce|all-gather|all-to-all|collective-\w+|reduce-scatter)(-start)?")
+_NOT_A_KERNEL = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call"}
+Program = Mapping[str, list[str]]  # the instructions of each computation
+
+
+def view(program: jax.stages.Compiled, platform: str) -> View:
+    text = program.as_text()
+    computations = {
+        name: body.splitlines() for name, body in re.findall(r"^(?:ENTRY )?%(\S+) .*\{\n((?:  .*\n)*)\}", text, re.M)
+    }
+    entry = re.search(r"^ENTRY %(\S+)", text, re.M)[1]
+    runs = list(_runs(computations, entry))
+    cycles = _cycles(runs)
+    clock = PLATFORMS[platform].clock
+    native = Counter()
+    for line, times in runs:
+        if " fusion(" in line and (clock is None or "kind=kCustom" in line):
+            inside = {_opcode(inner) for inner in computations[_CALLED.search(line)[1]]}
+            native.update(dict.fromkeys(inside & {"gather", "scatter"}, times))
+    collectives = Counter()
+    for line, times in runs:
+        if match := _COLLECTIVE.fullmatch(_opcode(line)):
+            collectives[match[1]] += times
+    return View(
+        cycles=cycles,
+        milliseconds=cycles / clock / 1e6 if clock else None,
+        longest_loop=max((_steps(computations, line) for line, _ in runs if _opcode(line) == "while"), default=0),
+        gathers=native["gather"],
+        scatters=native["scatter"],
+        kernels=sum(times for line, times in runs if _opcode(line) not in _NOT_A_KERNEL),
+        temporaries=program.memory_analysis().temp_size_in_bytes,
+        collectives=dict(collectives),
+    )
+
+
+def _runs(program: Program, computation: str, times: int = 1) -> Iterator[tuple[str, int]]:
+    """Each instruction, and how often it runs; of a conditional's branches the slowest does."""
+    for line in program[computation]:
+        yield line, times
+        opcode = _opcode(line)
+        if opcode == "while":
+            body = re.search(r"body=%([^\s,]+)", line)[1]
+            yield from _runs(program, body, times * _steps(program, line))
+        elif opcode == "conditional":
+            names = re.findall(r"%([^\s,}]+)", re.search(r"(branch_computations=|true_computation=).*", line)[0])
+            branches = [list(_runs(program, name, times)) for name in names if name in program]
+            yield from max(branches, key=_cycles)
+        elif opcode in ("call", "async-start"):
+            yield from _runs(program, _CALLED.search(line)[1], times)
+
+
+def _opcode(line: str) -> str:
+    return _OPCODE.search(line)[1]
+
+
+def _cycles(runs: Any) -> int:
+    return sum(int(match[1]) * times for line, times in runs if (match := _CYCLES.search(line)))
+
+
+def _steps(program: Program, line: str) -> int:
+    """Of a loop: what the compiler says of it, else what its condition compares with; 1 if neither is known."""
+    if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', line):
+        return int(known[1])
+    condition = program[re.search(r"condition=%([^\s,]+)", line)[1]]
+    condition = [
+        *condition,
+        *(inner for each in condition for name in _CALLED.findall(each) for inner in program[name]),
+    ]
+    return max((int(n) for each in condition for n in re.findall(r" constant\((\d+)\)", each)), default=1)

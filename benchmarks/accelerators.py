@@ -18,6 +18,7 @@ os.environ |= {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # no device is there to be locked
     "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1",
 }
 if importlib.util.find_spec("jax_cuda12_plugin"):
@@ -101,7 +102,7 @@ def devices(platform: str) -> list[Any]:
         return topologies.get_topology_desc(platform="tpu", topology_name=kind.topology).devices
     from jax._src import xla_bridge
 
-    # Without a device JAX does not know which kind of GPU is meant (its issues 23971 and 28376).
+    # Without a device JAX does not know which kind of GPU is meant.
     canonicalize = xla_bridge.canonicalize_platform
     xla_bridge.canonicalize_platform = lambda name: "cuda" if name == "gpu" else canonicalize(name)
     target = _H100.read_text()
@@ -110,10 +111,18 @@ def devices(platform: str) -> list[Any]:
 
 # ---- reading the optimised program
 
-_OPCODE = re.compile(r" = .*? ([a-z][a-z-]*)\(")
+_OPCODE = re.compile(r" = .*? ([a-z][a-z0-9-]*)\(")
 _CALLED = re.compile(r"(?:calls|to_apply)=%([^\s,)]+)")
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
-_COLLECTIVE = re.compile(r"(all-reduce|all-gather|all-to-all|collective-\w+|reduce-scatter)(-start)?")
+_COLLECTIVES = (
+    "all-reduce",
+    "all-gather",
+    "all-to-all",
+    "ragged-all-to-all",
+    "reduce-scatter",
+    "collective-permute",
+    "collective-broadcast",
+)
 _NOT_A_KERNEL = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call"}
 Program = Mapping[str, list[str]]  # the instructions of each computation
 
@@ -127,24 +136,19 @@ def view(program: jax.stages.Compiled, platform: str) -> View:
     runs = list(_runs(computations, entry))
     cycles = _cycles(runs)
     clock = PLATFORMS[platform].clock
-    native = Counter()
+    opcodes = Counter()
     for line, times in runs:
-        if " fusion(" in line and (clock is None or "kind=kCustom" in line):
-            inside = {_opcode(inner) for inner in computations[_CALLED.search(line)[1]]}
-            native.update(dict.fromkeys(inside & {"gather", "scatter"}, times))
-    collectives = Counter()
-    for line, times in runs:
-        if match := _COLLECTIVE.fullmatch(_opcode(line)):
-            collectives[match[1]] += times
+        for inner in _within(computations, line):
+            opcodes[_opcode(inner).removesuffix("-start")] += times
     return View(
         cycles=cycles,
         milliseconds=cycles / clock / 1e6 if clock else None,
         longest_loop=max((_steps(computations, line) for line, _ in runs if _opcode(line) == "while"), default=0),
-        gathers=native["gather"],
-        scatters=native["scatter"],
+        gathers=opcodes["gather"],
+        scatters=opcodes["scatter"],
         kernels=sum(times for line, times in runs if _opcode(line) not in _NOT_A_KERNEL),
         temporaries=program.memory_analysis().temp_size_in_bytes,
-        collectives=dict(collectives),
+        collectives={name: opcodes[name] for name in _COLLECTIVES if name in opcodes},
     )
 
 
@@ -164,6 +168,14 @@ def _runs(program: Program, computation: str, times: int = 1) -> Iterator[tuple[
             yield from _runs(program, _CALLED.search(line)[1], times)
 
 
+def _within(program: Program, line: str) -> Iterator[str]:
+    """An instruction, and if it is a fusion all that are in it."""
+    yield line
+    if _opcode(line) == "fusion":
+        for inner in program[_CALLED.search(line)[1]]:
+            yield from _within(program, inner)
+
+
 def _opcode(line: str) -> str:
     return _OPCODE.search(line)[1]
 
@@ -177,8 +189,5 @@ def _steps(program: Program, line: str) -> int:
     if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', line):
         return int(known[1])
     condition = program[re.search(r"condition=%([^\s,]+)", line)[1]]
-    condition = [
-        *condition,
-        *(inner for each in condition for name in _CALLED.findall(each) for inner in program[name]),
-    ]
-    return max((int(n) for each in condition for n in re.findall(r" constant\((\d+)\)", each)), default=1)
+    everything = [inner for each in condition for inner in _within(program, each)]
+    return max((int(n) for each in everything for n in re.findall(r" constant\((\d+)\)", each)), default=1)

@@ -1,6 +1,7 @@
-"""What compilers for TPUs and GPUs make of the operations, without any such device.
+"""What the compilers of TPUs and GPUs make of a function, where there is no such device; they execute nothing.
 
-Their compilers come as packages and compile for hardware that is not there. They execute nothing.
+``look(crop, jax.ShapeDtypeStruct(...), ..., platform="v5e")`` is the view of a program. What to install is in
+`benchmarks/accelerators_page.py`. Import this before JAX, which reads the environment made here.
 """
 
 import functools
@@ -12,7 +13,6 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-# All of it is read when JAX is imported or compiles for the first time.
 os.environ |= {
     "JAX_PLATFORMS": "cpu",
     "TPU_SKIP_MDS_QUERY": "1",
@@ -22,13 +22,14 @@ os.environ |= {
     "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1",
 }
 if importlib.util.find_spec("jax_cuda12_plugin"):
-    _NVCC = Path(importlib.util.find_spec("nvidia.cuda_nvcc").submodule_search_locations[0])
-    os.environ["PATH"] = f"{_NVCC / 'bin'}{os.pathsep}{os.environ['PATH']}"  # where XLA looks for ptxas
+    _NVCC = importlib.util.find_spec("nvidia.cuda_nvcc").submodule_search_locations[0]
+    os.environ["PATH"] = f"{_NVCC}/bin{os.pathsep}{os.environ['PATH']}"  # for its ptxas
     os.environ["XLA_FLAGS"] = (  # nothing can be timed here
         f"--xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false --xla_gpu_cuda_data_dir={_NVCC}"
     )
 
 import jax
+from jax._src import xla_bridge
 from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 
@@ -36,17 +37,15 @@ _H100 = Path(__file__).with_name("h100.txtpb")
 
 
 class Platform(NamedTuple):
-    """A kind of device: its compiler, what that calls it, and its clock in GHz, by which alone cycles become time.
+    """The compiler, what that calls the devices, and a TPU's clock in GHz."""
 
-    A TPU's clock is its peak of bfloat16 operations over those of one cycle: 197e12 / (4 * 128**2 * 2) for a v5e with
-    four matrix units, 918e12 / (4 * 256**2 * 2) for a v6e.
-    """
-
-    lowering: str
+    compiler: str
     topology: str
     clock: float | None
 
 
+# The clocks are the peaks of bfloat16 operations over those of a cycle, two in each cell of four matrix units:
+# 197e12 / (4 * 128**2 * 2), and 918e12 / (4 * 256**2 * 2).
 PLATFORMS = {
     "v5e": Platform("tpu", "v5e:2x2", 1.5),
     "v6e": Platform("tpu", "v6e:2x2", 1.75),
@@ -56,15 +55,15 @@ PLATFORMS = {
 
 
 class View(NamedTuple):
-    """A compiled program: each count is of what runs, so with all steps of each loop.
+    """A program: everything is counted as often as it runs, so with all steps of each loop.
 
     Attributes:
-        cycles: the compiler's estimate; it has none for native gathers and scatters, nor on GPUs at all.
+        cycles: the compiler's estimate; there is none of native gathers and scatters, nor for GPUs.
         milliseconds: the same at the platform's clock.
         longest_loop: steps.
-        gathers: native ones of a TPU; a GPU has them within its kernels.
-        scatters: native ones of a TPU; those of a GPU are atomic additions.
-        kernels: launched on a GPU.
+        gathers: of a TPU, native ones; of a GPU, those within kernels.
+        scatters: of a TPU, native ones; of a GPU, atomic additions.
+        kernels: launched, on a GPU.
         temporaries: bytes.
         collectives: how many of each kind.
     """
@@ -80,33 +79,26 @@ class View(NamedTuple):
 
 
 def look(function: Callable[..., Any], *shapes: Any, platform: str = "v5e") -> View:
-    """Compile for a platform. Shapes are trees of `jax.ShapeDtypeStruct`; without a sharding they are on one device."""
+    """Compile and view. Shapes are trees of `jax.ShapeDtypeStruct`; those without a sharding are on one device."""
     return view(compiled(function, *shapes, platform=platform), platform)
 
 
 def compiled(function: Callable[..., Any], *shapes: Any, platform: str = "v5e") -> jax.stages.Compiled:
-    """The program, whose `as_text()` shows all there is to see."""
+    """The program; its `as_text()` shows everything."""
     one = SingleDeviceSharding(devices(platform)[0])
-
-    def placed(shape: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        return shape if shape.sharding else jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=one)
-
-    traced = jax.jit(function).trace(*jax.tree.map(placed, shapes))
-    return traced.lower(lowering_platforms=(PLATFORMS[platform].lowering,)).compile()
+    shapes = jax.tree.map(lambda s: s if s.sharding else jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=one), shapes)
+    return jax.jit(function).trace(*shapes).lower(lowering_platforms=(PLATFORMS[platform].compiler,)).compile()
 
 
 @functools.cache
 def devices(platform: str) -> list[Any]:
-    kind = PLATFORMS[platform]
-    if kind.lowering == "tpu":
-        return topologies.get_topology_desc(platform="tpu", topology_name=kind.topology).devices
-    from jax._src import xla_bridge
-
+    compiler, topology, _ = PLATFORMS[platform]
+    if compiler == "tpu":
+        return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
     # Without a device JAX does not know which kind of GPU is meant.
-    canonicalize = xla_bridge.canonicalize_platform
-    xla_bridge.canonicalize_platform = lambda name: "cuda" if name == "gpu" else canonicalize(name)
-    target = _H100.read_text()
-    return topologies.get_topology_desc(platform="cuda", topology=kind.topology, target_config=target).devices
+    known = xla_bridge.canonicalize_platform
+    xla_bridge.canonicalize_platform = lambda name: "cuda" if name == "gpu" else known(name)
+    return topologies.get_topology_desc("cuda", topology=topology, target_config=_H100.read_text()).devices
 
 
 # ---- reading the optimised program
@@ -114,15 +106,7 @@ def devices(platform: str) -> list[Any]:
 _OPCODE = re.compile(r" = .*? ([a-z][a-z0-9-]*)\(")
 _CALLED = re.compile(r"(?:calls|to_apply)=%([^\s,)]+)")
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
-_COLLECTIVES = (
-    "all-reduce",
-    "all-gather",
-    "all-to-all",
-    "ragged-all-to-all",
-    "reduce-scatter",
-    "collective-permute",
-    "collective-broadcast",
-)
+_COLLECTIVES = ("all-reduce", "all-gather", "all-to-all", "reduce-scatter", "collective-permute")
 _NOT_A_KERNEL = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call"}
 Program = Mapping[str, list[str]]  # the instructions of each computation
 

@@ -98,7 +98,7 @@ def devices(platform: str) -> list[Any]:
     # Without a device JAX does not know which kind of GPU is meant.
     known = xla_bridge.canonicalize_platform
     xla_bridge.canonicalize_platform = lambda name: "cuda" if name == "gpu" else known(name)
-    return topologies.get_topology_desc("cuda", topology=topology, target_config=_H100.read_text()).devices
+    return topologies.get_topology_desc(platform="cuda", topology=topology, target_config=_H100.read_text()).devices
 
 
 # ---- reading the optimised program

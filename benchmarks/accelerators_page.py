@@ -193,14 +193,17 @@ def cell(view: View | None, platform: str) -> str:
         return "needs more memory than there is"
     if platform == "pod":
         return ", ".join(_count(n, kind) for kind, n in view.collectives.items()) or "nothing"
-    time = view.milliseconds
     parts = [
-        _count(view.kernels, "kernel") if time is None else f"{time:,.{0 if time >= 10 else 2}f} ms",
+        _count(view.kernels, "kernel") if view.milliseconds is None else f"{_number(view.milliseconds)} ms",
         _count(view.gathers, "gather") if view.gathers and platform != "h100" else "",
         _count(view.scatters, "scatter") if view.scatters else "",
         f"loop of {view.longest_loop:,}" if view.longest_loop else "",
     ]
-    return f"{', '.join(filter(None, parts))}; {view.temporaries / MIB:,.0f} MiB"
+    return f"{', '.join(filter(None, parts))}; {_number(view.temporaries / MIB)} MiB"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.{0 if value >= 10 else 2}f}"
 
 
 def _count(number: int, noun: str) -> str:

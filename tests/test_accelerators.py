@@ -101,7 +101,7 @@ def test_page(tmp_path, monkeypatch):
     assert page.read_text() == (
         f"# Title\n\n## TPU v5e\n\njax {jax.__version__}, libtpu 1.2.3.\n\n### Forward\n\n"
         "|  | jax_crop | jnp |\n| --- | ---: | ---: |\n"
-        "| case | 2.00 ms, 4 gathers, 1 scatter, loop of 12,345; 1 MiB | needs more memory than there is |\n"
+        "| case | 2.00 ms, 4 gathers, 1 scatter, loop of 12,345; 1.00 MiB | needs more memory than there is |\n"
         "\n## H100\n\nstays\n"
     )
     assert accelerators_page.cell(view._replace(milliseconds=None), "h100").startswith("7 kernels, 1 scatter, loop")

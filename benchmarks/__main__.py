@@ -1,6 +1,7 @@
 """Measure speed, memory and correctness, and write the pages in docs/.
 
-On a GPU the same command measures there, beside those peers that have one.
+On a GPU the same command measures there, beside those peers that have one. ``python -m benchmarks accelerators`` asks
+the compilers of TPUs and GPUs instead, and needs neither.
 """
 
 import argparse
@@ -12,6 +13,9 @@ from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", ".5")  # PyTorch wants some of a GPU too
+
+if sys.argv[1:2] == ["accelerators"]:  # with other settings of JAX, and other packages than what follows
+    os.execv(sys.executable, [sys.executable, "-m", "benchmarks.accelerators_page", *sys.argv[2:]])
 
 import jax
 

@@ -123,7 +123,7 @@ def gather(image: jax.Array, boxes: jax.Array, box_indices: jax.Array, crop_size
     return jnp.where(inside[..., None], upper * (1 - down) + lower * down, 0)
 
 
-def _gather(
+def plain(
     case: Case, maps: tuple[jax.Array, ...], boxes: jax.Array, box_indices: jax.Array, levels: jax.Array
 ) -> jax.Array:
     """A pyramid takes one pass per level, of which each box keeps one."""
@@ -469,7 +469,7 @@ PEERS: dict[str, tuple[str, Peer]] = {
         "torchvision",
         _in_torch(_roi_align, _rois_in_our_layout, without=(_STEP, "box gradient")),  # it has none
     ),
-    GATHER: ("jax", _in_jax(_gather)),
+    GATHER: ("jax", _in_jax(plain)),
     "scale_and_translate": ("jax", _in_jax(_each_box(_scale_and_translate), without=(_STEP, _PYRAMID))),
     "map_coordinates": ("jax", _in_jax(_each_box(_map_coordinates), without=(_STEP, _PYRAMID))),
 }

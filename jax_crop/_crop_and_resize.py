@@ -11,7 +11,6 @@ from jax.typing import ArrayLike, DTypeLike
 
 from jax_crop import _arguments, _geometry
 from jax_crop._forms import in_form
-from jax_crop._geometry import Axis
 from jax_crop._sampling import Samples, Scheme, each_group, float_of, in_items, sample
 
 

@@ -492,13 +492,19 @@ def test_assign_levels_of_areas_beyond_their_dtype():
 # What holds for every function
 
 
+def test_one_number_is_a_square():
+    np.testing.assert_array_equal(boxes.normalize(BOXES, 480), boxes.normalize(BOXES, (480, 480)))
+    np.testing.assert_array_equal(boxes.to_crop(BOXES, CUT, 5), boxes.to_crop(BOXES, CUT, (5, 5)))
+
+
 def test_every_public_function_is_here():
     public = {
         name
         for name, value in inspect.getmembers(boxes, inspect.isfunction)
         if value.__module__ == boxes.__name__ and not name.startswith("_")
     }
-    assert public == set(FUNCTIONS) | {"random_resized"}  # which takes no boxes
+    # One takes no boxes, and one changes none (test_checkify.py).
+    assert public == {*FUNCTIONS, "random_resized", "check"}
 
 
 @every_function
@@ -593,7 +599,7 @@ def draw(count=2, image_size=(48, 64), **ranges):
         (TypeError, r"boxes must be of an integer or floating type, got bool", lambda: boxes.clip(BOXES > 0)),
         (TypeError, r"boxes must be an array of numbers, got .*\[1, 2\]", lambda: boxes.clip([[0, 0, 1, 1], [1, 2]])),
         (TypeError, r"boxes must be an array of numbers, got 'box'", lambda: boxes.clip("box")),
-        (TypeError, r"image_size must be .*\(height, width\), got 480", lambda: boxes.normalize(BOXES, 480)),
+        (TypeError, r"image_size must be .*\(height, width\).*, got 480.5", lambda: boxes.normalize(BOXES, 480.5)),
         (TypeError, r"image_size must be .*got \(480, 640, 3\)", lambda: boxes.denormalize(BOXES, (480, 640, 3))),
         (
             ValueError,
@@ -607,7 +613,7 @@ def draw(count=2, image_size=(48, 64), **ranges):
         (ValueError, r"boxes must be \[..., 4\], got", lambda: boxes.from_crop([1, 2], [1, 2], (5, 5))),
         (ValueError, r"points\[None\].*\(6, 2\) and .*\(3, 4\)", lambda: boxes.to_crop(np.zeros((6, 2)), CUT, (5, 5))),
         (ValueError, r"points\[None\].*\(2,\) and .*\(3, 4\)", lambda: boxes.from_crop([1, 2], CUT, (5, 5))),
-        (TypeError, r"crop_size must be .*got 5", lambda: boxes.to_crop(BOXES, CUT, 5)),
+        (TypeError, r"crop_size must be .*got 5.0", lambda: boxes.to_crop(BOXES, CUT, 5.0)),
         (
             ValueError,
             r"crop_size must be a pair of positive .*got \(5, 0\)",

@@ -41,7 +41,6 @@ CALLS = {
     "map": mapped,
     "grad by image": jax.grad(total),
     "grad by boxes": jax.grad(total, argnums=1),
-    "checkpoint": jax.grad(jax.checkpoint(total)),
 }
 
 

@@ -45,32 +45,46 @@ def _has_fractions(image: Array) -> bool:
 
 def _with_marks(scheme: Scheme, result: Array, images: Sequence[Array], samples: Samples) -> Array:
     """The crops, with NaN and infinities where pixels that are such have weight."""
-    reached = [
-        crops(scheme, [mark(image).astype(scheme.compute) for image in images], [Term(samples)]) > 0
-        for mark in (jnp.isnan, jnp.isposinf, jnp.isneginf)
-    ]
-    nan, positive, negative = reached
+
+    def reached(signs: Sequence[Callable[[Array], Array]]) -> Array:
+        marks = [functools.reduce(jnp.logical_or, [sign(image) for sign in signs]) for image in images]
+        # Ones and zeros are exact in any precision, and weights are not negative.
+        return (
+            crops(scheme, [mark.astype(scheme.compute) for mark in marks], [Term(samples)], lax.Precision.DEFAULT) > 0
+        )
+
+    positive, negative = reached([jnp.isnan, jnp.isposinf]), reached([jnp.isnan, jnp.isneginf])
     result = jnp.where(positive, jnp.inf, jnp.where(negative, -jnp.inf, result))
-    return jnp.where(nan | (positive & negative), jnp.nan, result)
+    return jnp.where(positive & negative, jnp.nan, result)
 
 
-def crops(scheme: Scheme, images: Sequence[Array], terms: Sequence[Term], *, partitioned: bool = True) -> Array:
+def crops(
+    scheme: Scheme,
+    images: Sequence[Array],
+    terms: Sequence[Term],
+    precision: lax.Precision = lax.Precision.HIGHEST,
+    *,
+    partitioned: bool = True,
+) -> Array:
     """As `gather.crops`."""
-    parts = [_crops_of_level(scheme, level, image, terms, partitioned) for level, image in enumerate(images)]
+    parts = [_crops_of_level(scheme, level, image, terms, precision, partitioned) for level, image in enumerate(images)]
     return functools.reduce(jnp.add, parts)
 
 
-def _crops_of_level(scheme: Scheme, level: int, image: Array, terms: Sequence[Term], partitioned: bool) -> Array:
-    layout = _Layout(image.shape, partitioned)
+def _crops_of_level(
+    scheme: Scheme, level: int, image: Array, terms: Sequence[Term], precision: lax.Precision, partitioned: bool
+) -> Array:
+    layout = _Layout.of(scheme, image.shape, terms, partitioned)
     image, terms = layout.images(image), layout.terms(terms)
     tables = _tables(scheme, level, terms)
-    chunks = _chunks(scheme, tables, image.shape, terms[0].samples, layout.in_order)
+    chunks = _chunks(layout, terms[0].samples)
 
     def of_chunk(item: Array, tables: Any) -> Array:
         own = _own(image, item).astype(scheme.compute)
         total = []
         for rows, columns in _dense(scheme, tables, image.shape):
-            total.append(_einsum("gniwc,gnjw->gnijc", _einsum("gnir,grwc->gniwc", rows, own), columns))
+            between = _einsum("gnir,grwc->gniwc", rows, own, precision=precision)
+            total.append(_einsum("gniwc,gnjw->gnijc", between, columns, precision=precision))
         return functools.reduce(jnp.add, total)
 
     results = lax.map(lambda chunk: of_chunk(*chunk), (chunks.items, chunks.split(tables)))
@@ -88,10 +102,10 @@ def images(
     """As `gather.images`."""
     results = []
     for level, of_level in enumerate(shapes):
-        layout = _Layout((crops.shape[0], *of_level, crops.shape[-1]), partitioned)
+        layout = _Layout.of(scheme, (crops.shape[0], *of_level, crops.shape[-1]), terms, partitioned)
         shape, own_crops, own_terms = layout.shape, layout.boxes(crops), layout.terms(terms)
         tables = _tables(scheme, level, own_terms)
-        chunks = _chunks(scheme, tables, shape, own_terms[0].samples, layout.in_order)
+        chunks = _chunks(layout, own_terms[0].samples)
 
         def add(image: Array, chunk: Any, shape: Any = shape) -> tuple[Array, None]:
             item, crops, tables = chunk
@@ -120,7 +134,7 @@ def weights(
 def _weights_of_level(
     scheme: Scheme, level: int, crops: Array, image: Array, term: Term, partitioned: bool
 ) -> tuple[Array, Array]:
-    layout = _Layout(image.shape, partitioned)
+    layout = _Layout.of(scheme, image.shape, [term, term], partitioned)  # what lies before each of two results
     image, crops, (term,) = layout.images(image), layout.boxes(crops), layout.terms([term])
     # The slopes are the derivative times a fraction of 1.
     samples = term.samples
@@ -131,7 +145,7 @@ def _weights_of_level(
     )
     terms = [term, Term(ones, (1, 1))]
     tables = _tables(scheme, level, terms)
-    chunks = _chunks(scheme, tables, image.shape, samples, layout.in_order)
+    chunks = _chunks(layout, samples)
     share = None if samples.share is None else samples.share[..., None]
 
     def of_chunk(item: Array, crops: Array, tables: Any) -> tuple[Array, Array]:
@@ -159,37 +173,46 @@ def _weights_of_level(
 class _Layout(NamedTuple):
     """Whether groups are multiplied together, or in turn, as the images of one group.
 
-    Together, work that XLA partitions over devices stays where it is; and images that boxes have no indices into. In
-    turn, more boxes of one image are multiplied at a time.
+    Together, work that XLA partitions over devices stays where it is. In turn, more boxes of one image are multiplied
+    at a time.
 
     Attributes:
         given: ``[G, B, H, W, C]``.
-        partitioned: whether XLA may partition the work.
+        in_order: whether boxes have no indices into several images.
+        together: only if they are in order.
+        most: boxes of a chunk.
     """
 
     given: tuple[Any, ...]
-    partitioned: bool
+    in_order: bool
+    together: bool
+    most: int
 
-    @property
-    def in_order(self) -> bool:
-        """Whether boxes have no indices."""
-        return _is_known(self.given[1]) and self.given[1] == 1
+    @classmethod
+    def of(cls, scheme: Scheme, shape: tuple[Any, ...], terms: Sequence[Term], partitioned: bool) -> "_Layout":
+        groups, batch, height, width, channels = shape
+        samples = terms[0].samples
+        count, h, w = samples.rows.index.shape[1], *_crop_size(scheme, samples)
+        in_order = _is_known(batch) and batch == 1
+        if not _is_known(channels):
+            return cls(shape, in_order, partitioned and in_order, 1)
+        # Of each box, what lies between the products, and the matrices.
+        most = max(1, _BYTES_BETWEEN // (4 * len(terms) * (h * width * channels + h * height + w * width)))
+        fit = _is_known(groups, count) and groups * count <= most
+        together = in_order and (partitioned or fit)
+        return cls(shape, in_order, together, max(1, most // groups) if together and _is_known(groups) else most)
 
     @property
     def shape(self) -> tuple[Any, ...]:
         groups, batch, *rest = self.given
-        return self.given if self._together else (1, groups * batch, *rest)
-
-    @property
-    def _together(self) -> bool:
-        return self.partitioned and self.in_order
+        return self.given if self.together else (1, groups * batch, *rest)
 
     def images(self, images: Array) -> Array:
         return images.reshape(self.shape)
 
     def boxes(self, tables: Any) -> Any:
         """Tables ``[G, N, ...]`` as those of the layout's groups."""
-        return tables if self._together else jax.tree.map(lambda x: x.reshape(1, -1, *x.shape[2:]), tables)
+        return tables if self.together else jax.tree.map(lambda x: x.reshape(1, -1, *x.shape[2:]), tables)
 
     def in_groups(self, table: Array) -> Array:
         """The reverse of `boxes`."""
@@ -197,7 +220,7 @@ class _Layout(NamedTuple):
 
     def terms(self, terms: Sequence[Term]) -> list[Term]:
         groups, batch, *_ = self.given
-        first = jnp.zeros((), jnp.int32) if self._together else jnp.arange(groups, dtype=jnp.int32)[:, None] * batch
+        first = jnp.zeros((), jnp.int32) if self.together else jnp.arange(groups, dtype=jnp.int32)[:, None] * batch
         return [Term(self.boxes(term.samples._replace(item=term.samples.item + first)), term.orders) for term in terms]
 
 
@@ -237,12 +260,14 @@ class _Chunks(NamedTuple):
         images: of how many images the boxes are in order, equally many of each.
         boxes: ``[chunks * K]``, the box in each place; None if they are in order.
         places: ``[N]``, in which place each box is; None likewise.
+        interleaved: whether a chunk takes every so many-th box, so that boxes that are sharded stay where they are.
     """
 
     items: Array
     size: Any
     count: Any
     images: Any
+    interleaved: bool
     boxes: Array | None = None
     places: Array | None = None
 
@@ -258,9 +283,12 @@ class _Chunks(NamedTuple):
                     table = jnp.pad(table, [(0, 0), (0, 0), (0, missing)] + [(0, 0)] * len(rest))
             else:
                 table = table.at[:, self.boxes].get(mode="fill", fill_value=0)
-            # A chunk takes every so many-th box of an image, so that boxes that are sharded stay where they are.
-            table = table.reshape(groups, self.images, self.size, self._chunks_of_image(), *rest)
-            return jnp.moveaxis(table, (1, 3), (0, 1)).reshape(-1, groups, self.size, *rest)
+            sizes = self.size, self._chunks_of_image()
+            if self.interleaved:
+                table = table.reshape(groups, self.images, *sizes, *rest)
+                return jnp.moveaxis(table, (1, 3), (0, 1)).reshape(-1, groups, self.size, *rest)
+            table = table.reshape(groups, self.images, *sizes[::-1], *rest)
+            return jnp.moveaxis(table, 0, 2).reshape(-1, groups, self.size, *rest)
 
         return jax.tree.map(of, tables)
 
@@ -268,7 +296,8 @@ class _Chunks(NamedTuple):
         """``[chunks, G, K, ...]`` to ``[G, N, ...]``."""
         _, groups, _, *rest = results.shape
         results = results.reshape(self.images, self._chunks_of_image(), groups, self.size, *rest)
-        results = jnp.moveaxis(results, (0, 1), (1, 3)).reshape(groups, self.images, -1, *rest)
+        results = jnp.moveaxis(results, (0, 1), (1, 3)) if self.interleaved else jnp.moveaxis(results, 2, 0)
+        results = results.reshape(groups, self.images, -1, *rest)
         if self.places is None:
             results = results[:, :, : self.count // self.images].reshape(groups, self.count, *rest)
             return results
@@ -278,17 +307,15 @@ class _Chunks(NamedTuple):
         return self.items.shape[0] // self.images
 
 
-def _chunks(scheme: Scheme, tables: Any, shape: tuple[Any, ...], samples: Samples, in_order: bool) -> _Chunks:
-    """How boxes are taken in chunks from images of a shape ``[G, B, H, W, C]``: in order, or sorted by image."""
-    groups, batch, height, width, channels = shape
-    _, count, n_rows = samples.rows.index.shape
-    h, w = n_rows // scheme.samples[0], samples.columns.index.shape[-1] // scheme.samples[1]
-    floats = len(tables) * (h * width * channels + h * height + w * width) if _is_known(channels) else _BYTES_BETWEEN
-    size = max(1, _BYTES_BETWEEN // (4 * floats * (groups if _is_known(groups) else 1)))
-    if in_order:
+def _chunks(layout: _Layout, samples: Samples) -> _Chunks:
+    """How boxes are taken in chunks: in order, or sorted by image."""
+    _, batch, *_ = layout.shape
+    count, size = samples.rows.index.shape[1], layout.most
+    if layout.in_order:
         of_image = count // batch
         chunks = -(-of_image // size) if _is_known(of_image) else 1
-        return _Chunks(jnp.repeat(jnp.arange(batch, dtype=jnp.int32), chunks), -(-of_image // chunks), count, batch)
+        items = jnp.repeat(jnp.arange(batch, dtype=jnp.int32), chunks)
+        return _Chunks(items, -(-of_image // chunks), count, batch, layout.together)
 
     # Half of an image's share of the boxes, so that few places stay empty.
     size = min(size, max(8, -(-count // (2 * batch))) if _is_known(count, batch) else 8)
@@ -302,7 +329,12 @@ def _chunks(scheme: Scheme, tables: Any, shape: tuple[Any, ...], samples: Sample
     every = jnp.arange(chunks * size, dtype=jnp.int32)[:, None]
     boxes = jnp.min(jnp.where(places == every, jnp.arange(count, dtype=jnp.int32), count), axis=1)
     items = jnp.sum(jnp.arange(chunks, dtype=jnp.int32)[:, None] >= end, axis=1)
-    return _Chunks(jnp.minimum(items, batch - 1).astype(jnp.int32), size, count, 1, boxes, places)
+    items = jnp.minimum(items, batch - 1).astype(jnp.int32)
+    return _Chunks(items, size, count, 1, True, boxes, places)
+
+
+def _crop_size(scheme: Scheme, samples: Samples) -> tuple[int, int]:
+    return samples.rows.index.shape[-1] // scheme.samples[0], samples.columns.index.shape[-1] // scheme.samples[1]
 
 
 def _is_known(*sizes: Any) -> bool:

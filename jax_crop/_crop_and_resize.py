@@ -89,11 +89,10 @@ def crop_and_resize(
     dtype = _arguments.floating("dtype", dtype)
     fill = _arguments.fill(extrapolation_value, image.shape[-1])
 
-    crop = functools.partial(_crop, crop_size=crop_size, method=method, align_corners=bool(align_corners), dtype=dtype)
-    return in_form(crop, (image,), boxes, box_indices, fill)
+    options = {"crop_size": crop_size, "method": method, "align_corners": bool(align_corners), "dtype": dtype}
+    return in_form(_crop, (image,), boxes, box_indices, fill, **options)
 
 
-@functools.partial(jax.jit, static_argnames=("crop_size", "method", "align_corners", "dtype"))
 def _crop(
     images: tuple[Array],
     boxes: Array,

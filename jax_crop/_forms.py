@@ -1,5 +1,6 @@
 """The three call forms, each brought to the one that is computed; and where that is computed on an Explicit mesh."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -18,36 +19,44 @@ def in_form(
     boxes: Values,
     box_indices: Values | None,
     fill: Values | None,
+    **options: Any,
 ) -> Array:
     """Applies ``crop``, which takes the canonical form, to any of the call forms.
 
     Args:
-        crop: of images ``[G, B, H, W, C]``, boxes ``[G, N, 4]``, indices ``[G, N]`` or None (all of the first image) and
-            the fill to crops ``[G, N, h, w, C]``.
+        crop: of images ``[G, B, H, W, C]``, boxes ``[G, N, 4]``, indices ``[G, N]`` or None (all of the first image), the
+            fill and the options to crops ``[G, N, h, w, C]``.
         images: ``[B, H, W, C]`` each or ``[H, W, C]`` each.
         boxes: ``[N, 4]`` or ``[B, N, 4]``.
         box_indices: ``[N]`` or None.
         fill: ``[C]``, a scalar or None.
+        **options: static.
 
     Returns:
         The crops, ``[N, h, w, C]`` or ``[B, N, h, w, C]``.
     """
+    return _in_form((images, boxes, box_indices, fill), crop=crop, options=tuple(options.items()))
 
+
+@functools.partial(jax.jit, static_argnames=("crop", "options"))
+def _in_form(arguments: tuple[Any, ...], *, crop: Callable[..., Array], options: tuple[tuple[str, Any], ...]) -> Array:
     def in_groups(images: tuple[Values, ...], boxes: Values, box_indices: Values | None, fill: Values | None) -> Array:
         if boxes.ndim == 3:  # each image is a group
-            return crop(tuple(image[:, None] for image in images), boxes, None, fill)
+            return crop(tuple(image[:, None] for image in images), boxes, None, fill, **dict(options))
+        indices = None if box_indices is None else box_indices[None]
         if box_indices is None:
-            return crop(tuple(image[None, None] for image in images), boxes[None], None, fill)[0]
-        return crop(tuple(image[None] for image in images), boxes[None], box_indices[None], fill)[0]
+            images = tuple(image[None] for image in images)
+        return crop(tuple(image[None] for image in images), boxes[None], indices, fill, **dict(options))[0]
 
-    return _on_each_device(in_groups, (images, boxes, box_indices, fill))
+    return _on_each_device(in_groups, arguments)
 
 
 def _on_each_device(crop: Callable[..., Array], arguments: tuple[Any, ...]) -> Array:
     """On an Explicit mesh, each device cuts the boxes that it holds, without communication.
 
-    Crops are sharded as boxes are, along the batch and along their number, and as the first image is along channels.
-    All else is replicated. On an Auto mesh this is the compiler's work.
+    Crops are sharded as boxes are, along the batch and along their number, and as the first image is along channels,
+    where boxes are not sharded along the same axis of the mesh. All else is replicated. On an Auto mesh this is the
+    compiler's work.
     """
     mesh = jax.sharding.get_abstract_mesh()
     explicit = {name for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Explicit}
@@ -60,6 +69,8 @@ def _on_each_device(crop: Callable[..., Array], arguments: tuple[Any, ...]) -> A
         batch = image_batch = [batch[0] or image_batch[0]]
     else:
         image_batch = [None for _ in image_batch]
+    if _names(channels) & _names(*batch, count):
+        channels = None
     in_specs = (
         tuple(P(*image_batch, None, None, channels) for _ in images),
         P(*batch, count, None),
@@ -68,7 +79,14 @@ def _on_each_device(crop: Callable[..., Array], arguments: tuple[Any, ...]) -> A
     )
     arguments = jax.tree.map(jax.sharding.reshard, arguments, in_specs)
     out_specs = P(*batch, count, None, None, channels)
-    return jax.shard_map(crop, in_specs=in_specs, out_specs=out_specs, axis_names=explicit)(*arguments)
+    # Under `jax.vmap` an axis of the mesh may be taken, of which `shard_map` knows by itself.
+    names = {} if explicit == set(mesh.axis_names) else {"axis_names": explicit}
+    return jax.shard_map(crop, in_specs=in_specs, out_specs=out_specs, **names)(*arguments)
+
+
+def _names(*entries: Any) -> set[str]:
+    """The axes of the mesh in entries of a `PartitionSpec`."""
+    return {name for entry in entries if entry is not None for name in ((entry,) if isinstance(entry, str) else entry)}
 
 
 def _spec(array: Values) -> tuple[Any, ...]:

@@ -5,7 +5,6 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -173,10 +172,9 @@ def _checked_pool(
         [max(m.shape[axis] for m in maps) for axis in (-3, -2)],
         2**23,
     )
-    return in_form(functools.partial(_pool, pooling=pooling), maps, boxes, box_indices, None)
+    return in_form(_pool, maps, boxes, box_indices, None, pooling=pooling)
 
 
-@functools.partial(jax.jit, static_argnames=("pooling",))
 def _pool(maps: tuple[Array, ...], boxes: Array, box_indices: Array | None, fill: None, *, pooling: Pooling) -> Array:
     """``[G, B, H, W, C]`` each, ``[G, N, 4]`` and ``[G, N]`` (or None: of the first image) to ``[G, N, *size, C]``."""
     _, batch, *_, channels = maps[0].shape

@@ -22,7 +22,7 @@ def call(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def in_memory(tables: Any) -> Any:
-    """The same tables; on a CPU in memory, since XLA computes what a gather needs anew for every element of its result."""
+    """The same tables; on a CPU in memory, for XLA computes what a gather needs anew for each element of its result."""
     # JAX would skip a call that does nothing.
     return lax.platform_dependent(tables, cpu=lambda tables: call(_same, tables), default=lambda tables: tables)
 
@@ -47,7 +47,7 @@ def _as_complex(integers: Array, floats: Array) -> tuple[Array, Array]:
 
 
 def small(function: Callable[..., Any], *arguments: Any) -> Any:
-    """``function(*arguments)`` as a call that XLA's CPU compiler compiles as a whole, to machine code that adds in place.
+    """``function(*arguments)`` as a call that XLA compiles as a whole on a CPU, to machine code that adds in place.
 
     XLA would run a loop as a program of its own for each step. It marks small loops so itself
     (`xla/service/cpu/small_while_loop_hoisting_pass.h`). Seen with jaxlib 0.7.2 to 0.12.0.1. It fails if an argument is

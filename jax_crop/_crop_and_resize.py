@@ -1,10 +1,8 @@
 """The operation: canonical form -> geometry -> sampling -> caller's form."""
 
-import functools
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike, DTypeLike
@@ -104,7 +102,7 @@ def _crop(
     align_corners: bool,
     dtype: Any,
 ) -> Array:
-    """``[G, B, H, W, C]``, ``[G, N, 4]`` and ``[G, N]`` (or None: all of the first image) to ``[G, N, *crop_size, C]``."""
+    """``[G, B, H, W, C]``, ``[G, N, 4]`` and ``[G, N]`` (or None: of the first image) to ``[G, N, *crop_size, C]``."""
     (image,) = images
     _, batch, height, width, channels = image.shape
     compute = float_of(dtype)

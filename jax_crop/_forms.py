@@ -24,7 +24,7 @@ def in_form(
     """Applies ``crop``, which takes the canonical form, to any of the call forms.
 
     Args:
-        crop: of images ``[G, B, H, W, C]``, boxes ``[G, N, 4]``, indices ``[G, N]`` or None (all of the first image), the
+        crop: of images ``[G, B, H, W, C]``, boxes ``[G, N, 4]``, indices ``[G, N]`` or None (of the first image), the
             fill and the options to crops ``[G, N, h, w, C]``.
         images: ``[B, H, W, C]`` each or ``[H, W, C]`` each.
         boxes: ``[N, 4]`` or ``[B, N, 4]``.
@@ -80,7 +80,7 @@ def _on_each_device(crop: Callable[..., Array], arguments: tuple[Any, ...]) -> A
     arguments = jax.tree.map(jax.sharding.reshard, arguments, in_specs)
     out_specs = P(*batch, count, None, None, channels)
     # Under `jax.vmap` an axis of the mesh may be taken, of which `shard_map` knows by itself.
-    names = {} if explicit == set(mesh.axis_names) else {"axis_names": explicit}
+    names: dict[str, Any] = {} if explicit == set(mesh.axis_names) else {"axis_names": explicit}
     return jax.shard_map(crop, in_specs=in_specs, out_specs=out_specs, **names)(*arguments)
 
 

@@ -12,8 +12,8 @@ from jax import Array, lax
 from jax.typing import DTypeLike
 
 from jax_crop import _exact
-from jax_crop._exact import Integers
 from jax_crop._calls import in_one_loop
+from jax_crop._exact import Integers
 
 
 class Lattice(NamedTuple):
@@ -41,7 +41,7 @@ def corners(size: int, samples: int) -> Lattice:
     # The factor 2 makes the number of steps even; a single sample stands in the middle.
     to_start, to_stop = (2 * a[:, ::-1], 2 * a) if samples > 1 else (a + 1, a + 1)
     steps = max(2 * (samples - 1), 2)
-    # A single pixel is at 0 and at 1, and the scale 0: as in TensorFlow and ONNX Runtime, every finite coordinate is on it.
+    # Of a single pixel the scale is 0: as in TensorFlow and ONNX Runtime, every finite coordinate is on it.
     return Lattice(to_start, to_stop, steps, size - 1, half_shift=0, lower=0, upper=steps, most=(steps, steps))
 
 

@@ -182,7 +182,7 @@ def _pool(maps: tuple[Array, ...], boxes: Array, box_indices: Array | None, fill
     compute = float_of(dtype)
     if 0 in (*maps[0].shape, *boxes.shape):  # nothing to gather from or to
         return jnp.zeros((*boxes.shape[:2], *pooling.size, channels), dtype)
-    sizes = [m.shape[2:4] for m in maps]
+    sizes = [(m.shape[2], m.shape[3]) for m in maps]
     positions = functools.partial(_positions, sizes=sizes, pooling=pooling, dtype=compute)
     rows, columns, level, share = each_group(positions)(boxes)
     item, rows = in_items(rows, box_indices, batch)

@@ -1,4 +1,4 @@
-"""All programs of sampling, a TPU's and a GPU's included, compute the same sums; and follow one another's derivatives."""
+"""All programs of sampling, a TPU's and a GPU's included, compute the same sums, which are each other's derivatives."""
 
 import functools
 
@@ -104,7 +104,7 @@ def test_chunks(case, monkeypatch):
 
 @pytest.mark.parametrize("case", ["one", "indices", "pooled"])
 def test_sums_are_derivatives_of_each_other(case):
-    """Forward and reverse, to the third order, of one number of image and fractions: by JAX's own rules of the formula."""
+    """To the third order, forward and in reverse, as JAX itself derives the formula."""
     scheme, samples, image, crops = random_case(*CASES[case])
 
     def number(sum_of_terms, image, row, column):

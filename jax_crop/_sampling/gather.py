@@ -16,8 +16,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from jax_crop._geometry import Axis
 from jax_crop._calls import in_memory
+from jax_crop._geometry import Axis
 from jax_crop._sampling.tables import Samples, Scheme, Taps, Term, each_group
 from jax_crop._sampling.varying import zeros
 
@@ -76,12 +76,12 @@ def _crops(scheme: Scheme, orders: Any, images: Sequence[Array], of_terms: Seque
 
     def value(rows: list[Taps], columns: list[Taps]) -> Array:
         weights = _weights(rows, columns)
-        total = 0
-        for k, l in itertools.product(range(scheme.window[0]), range(scheme.window[1])):
-            pixels = _pixels(image, rows[0].first + k, columns[0].first + l).astype(scheme.compute)
-            weight = weights[k, l]
-            total = total + jnp.where(weight == 0, 0, pixels * weight)  # what has no weight has no influence
-        return jnp.where(_inside(rows[0].inside, columns[0].inside), total, 0)
+        parts = []
+        for k, m in itertools.product(range(scheme.window[0]), range(scheme.window[1])):
+            pixels = _pixels(image, rows[0].first + k, columns[0].first + m).astype(scheme.compute)
+            weight = weights[k, m]
+            parts.append(jnp.where(weight == 0, 0, pixels * weight))  # what has no weight has no influence
+        return jnp.where(_inside(rows[0].inside, columns[0].inside), functools.reduce(jnp.add, parts), 0)
 
     rows, columns = zip(*tables, strict=True)
     result = _sum_of_samples(scheme, list(rows), list(columns), share, value)
@@ -92,14 +92,14 @@ def _weights(rows: Sequence[Taps], columns: Sequence[Taps]) -> dict[tuple[int, i
     """Those of all terms together for each pixel of the window, ``[N, h, w, 1]``."""
     window = len(rows[0].weights), len(columns[0].weights)
     return {
-        (k, l): functools.reduce(
+        (k, m): functools.reduce(
             jnp.add,
             [
-                row.weights[k][..., :, None, None] * column.weights[l][..., None, :, None]
+                row.weights[k][..., :, None, None] * column.weights[m][..., None, :, None]
                 for row, column in zip(rows, columns, strict=True)
             ],
         )
-        for k, l in itertools.product(range(window[0]), range(window[1]))
+        for k, m in itertools.product(range(window[0]), range(window[1]))
     }
 
 
@@ -127,7 +127,7 @@ def _images(
         ) -> Array:
             inside = _inside(rows[0].inside, columns[0].inside)
             weights = _weights(rows, columns)
-            grid = jnp.stack([jnp.stack([weights[k, l] for l in range(window[1])], -2) for k in range(window[0])], -3)
+            grid = jnp.stack([jnp.stack([weights[k, m] for m in range(window[1])], -2) for k in range(window[0])], -3)
             updates = jnp.where(inside, crops, 0)[:, :, :, None, None] * grid
             starts = jnp.broadcast_arrays((rows[0].first + first)[:, :, None], columns[0].first[:, None, :])
             dimensions = lax.ScatterDimensionNumbers((3, 4, 5), (), (0, 1))
@@ -163,7 +163,7 @@ def _weights_of(
     def add(sums: tuple[Array, Array], rows: Taps, columns: Taps) -> tuple[Array, Array]:
         inside = _inside(rows.inside, columns.inside)
         pixels = [
-            [_pixels(image, rows.first + k, columns.first + l).astype(scheme.compute) for l in range(last_column + 1)]
+            [_pixels(image, rows.first + k, columns.first + m).astype(scheme.compute) for m in range(last_column + 1)]
             for k in range(last_row + 1)
         ]
         by_rows = _weighed(
@@ -203,27 +203,26 @@ def _stacked(scheme: Scheme, images: Sequence[Array], samples: Samples) -> tuple
     """``[R, W, C]``: images one below the other, each as wide as the widest, so that one gather serves them all."""
     heights = [image.shape[1] for image in images]
     if len(images) == 1:
-        stack, space, first_row = images[0].reshape(-1, *images[0].shape[2:]), 1, 0
-        height = heights[0]
-    else:
-        widest = max(image.shape[2] for image in images)
-        # Of images of one row, each row is followed by one of zeros: whoever takes two must not see the next image's.
-        spacing = [1 + scheme.window[0] - rows for rows, _ in scheme.windows]
-        padded = [
-            jnp.pad(
-                image.reshape(-1, 1, *image.shape[2:]),
-                ((0, 0), (0, space - 1), (0, widest - image.shape[2]), (0, 0)),
-            )
-            for image, space in zip(images, spacing, strict=True)
-        ]
-        stack = jnp.concatenate([image.reshape(-1, widest, image.shape[3]) for image in padded])
-        lengths = [image.shape[0] * image.shape[1] * space for image, space in zip(images, spacing, strict=True)]
-        first_rows = jnp.stack([jnp.asarray(n, jnp.int32) for n in itertools.accumulate(lengths[:-1], initial=0)])
-        space, first_row, height = (
-            jnp.asarray(x, jnp.int32)[samples.level][..., None] for x in (spacing, first_rows, heights)
-        )
-    index = (samples.rows.index + samples.item[..., None] * height) * space + first_row
-    return stack, samples._replace(rows=samples.rows._replace(index=index))
+        stack = images[0].reshape(-1, *images[0].shape[2:])
+        return stack, _with_rows(samples, samples.rows.index + samples.item[..., None] * heights[0])
+    widest = max(image.shape[2] for image in images)
+    # Of images of one row, each row is followed by one of zeros: whoever takes two must not see the next image's.
+    spacing = [1 + scheme.window[0] - rows for rows, _ in scheme.windows]
+    padded = [
+        jnp.pad(image.reshape(-1, 1, *image.shape[2:]), ((0, 0), (0, space - 1), (0, widest - image.shape[2]), (0, 0)))
+        for image, space in zip(images, spacing, strict=True)
+    ]
+    stack = jnp.concatenate([image.reshape(-1, widest, image.shape[3]) for image in padded])
+    lengths = [image.shape[0] * image.shape[1] * space for image, space in zip(images, spacing, strict=True)]
+    first_rows = jnp.stack([jnp.asarray(n, jnp.int32) for n in itertools.accumulate(lengths[:-1], initial=0)])
+    space, first_row, height = (
+        jnp.asarray(x, jnp.int32)[samples.level][..., None] for x in (spacing, first_rows, heights)
+    )
+    return stack, _with_rows(samples, (samples.rows.index + samples.item[..., None] * height) * space + first_row)
+
+
+def _with_rows(samples: Samples, index: Array) -> Samples:
+    return samples._replace(rows=samples.rows._replace(index=index))
 
 
 def _without_an_axis_of_one_box(samples: Samples) -> tuple[Samples, bool]:

@@ -21,9 +21,9 @@ from jax import Array, lax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from jax_crop._sampling.varying import vary_as
 from jax_crop._sampling import gather, programs
 from jax_crop._sampling.tables import Samples, Scheme, Term, joined
+from jax_crop._sampling.varying import vary_as
 
 Arrays = Sequence[Any]
 Fractions = tuple[Any, Any]  # of rows and columns
@@ -64,7 +64,8 @@ class Operands(NamedTuple):
 def crops(scheme: Scheme, images: Sequence[Array], terms: Sequence[Term]) -> Array:
     """The sum of terms: ``[G, N, h, w, C]`` in the scheme's type of interpolation, linear in images and fractions."""
     samples = terms[0].samples
-    rest = samples._replace(rows=samples.rows._replace(fraction=None), columns=samples.columns._replace(fraction=None))
+    none: Any = None  # which is an empty tree
+    rest = samples._replace(rows=samples.rows._replace(fraction=none), columns=samples.columns._replace(fraction=none))
     fractions = tuple((term.samples.rows.fraction, term.samples.columns.fraction) for term in terms)
     shapes = tuple(image.shape[1:4] for image in images)
     sum_ = Sum("crops", scheme, tuple(term.orders for term in terms), shapes)
@@ -141,7 +142,7 @@ def _jvp(primals: Arrays, tangents: Arrays, *, sum_: Sum, tree: Any) -> tuple[Ar
         by_operand.append(_bind(sum_._replace(orders=orders), at._replace(terms=terms)))
     results = _bind(sum_, at)
     if not by_operand:
-        return results, [ad.Zero.from_primal_value(result) for result in results]
+        return results, [jnp.zeros_like(result) for result in results]
     return results, [functools.reduce(jnp.add, parts) for parts in zip(*by_operand, strict=True)]
 
 
@@ -182,8 +183,8 @@ def _cotangents(sum_: Sum, given: Operands, cotangents: tuple[Array, ...]) -> Op
     if sum_.result == "weights":
         (row, column), (row_order, column_order) = given.terms[0], sum_.orders[0]
         if _is_asked(given.terms):
-            weights = _bind(sum_._replace(orders=((1, 1),)), given._replace(terms=(cotangents,)))
-            return given._replace(terms=(tuple(weights),))
+            weights = _bind(sum_._replace(orders=((1, 1),)), given._replace(terms=((cotangents[0], cotangents[1]),)))
+            return given._replace(terms=((weights[0], weights[1]),))
         row_bar, column_bar = cotangents
         at = at._replace(terms=((row_bar, column), (row, column_bar)))
         sum_ = sum_._replace(orders=((1, column_order), (row_order, 1)))

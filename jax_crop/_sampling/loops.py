@@ -4,11 +4,12 @@ XLA would run a loop as a program of its own for each step, and a scatter or a s
 memory; and one gather for all maps of a pyramid needs them stacked, a copy. But a call that is marked as small
 (`calls.small`) is compiled as a whole, to machine code that adds in place.
 
-All groups' images lie one below the other, and a row of pixels has one address for them all; so that all call forms, and
+All groups' images lie one below the other, and rows of pixels have one address among them all; so all call forms, and
 all their mapped forms, run the same loops.
 """
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -17,8 +18,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jax_crop._sampling import gather
 from jax_crop._calls import small
+from jax_crop._sampling import gather
 from jax_crop._sampling.tables import Samples, Scheme, Taps, Term
 from jax_crop._sampling.varying import zeros
 
@@ -60,12 +61,11 @@ def images(scheme: Scheme, shapes: Sequence[tuple[Any, ...]], crops: Array, term
 def weights(scheme: Scheme, crops: Array, images: Sequence[Array], term: Term) -> tuple[Array, Array]:
     """As `gather.weights`."""
     groups, boxes = crops.shape[:2]
-    row_bars, column_bars = None, None
+    parts = []
     for level, image in enumerate(images):
         ((rows, columns),) = _tables(scheme, level, image.shape[1:4], [term], share=False)
-        of_rows, of_columns = _weights(_boxes(crops), image.reshape(-1, *image.shape[3:]), rows, columns)
-        row_bars = of_rows if row_bars is None else row_bars + of_rows  # 0 for boxes of other levels
-        column_bars = of_columns if column_bars is None else column_bars + of_columns
+        parts.append(_weights(_boxes(crops), image.reshape(-1, *image.shape[3:]), rows, columns))
+    row_bars, column_bars = (functools.reduce(jnp.add, of_levels) for of_levels in zip(*parts, strict=True))
     share = 1 if term.samples.share is None else term.samples.share[..., None]
     return row_bars.reshape(groups, boxes, -1) * share, column_bars.reshape(groups, boxes, -1) * share
 
@@ -105,7 +105,7 @@ def _with_crops(
     channels = image.shape[2]
     window = len(terms[0][0].weights), len(terms[0][1].weights), channels
 
-    def with_all(crops: Array, image: Array, terms: Any, share: Array, starts: Array) -> Array:
+    def with_all(crops: Array, image: Array, terms: _TermTables, share: Array, starts: Array) -> Array:
         (rows, columns), *_ = terms
         _, height, width, _ = crops.shape
         down, across = rows.places.shape[1] // height, columns.places.shape[1] // width
@@ -140,10 +140,9 @@ def _interpolated(pixels: Array, rows: Sequence[Array], columns: Sequence[Array]
 
 def _weighed(pixels: Array, rows: Sequence[Array], columns: Sequence[Array]) -> Array:
     total = jnp.zeros_like(pixels[0, 0])
-    for k in range(pixels.shape[0]):
-        for l in range(pixels.shape[1]):
-            weight = functools.reduce(jnp.add, [row[k] * column[l] for row, column in zip(rows, columns, strict=True)])
-            total += _only(weight != 0, pixels[k, l] * weight)  # what has no weight has no influence
+    for k, m in itertools.product(range(pixels.shape[0]), range(pixels.shape[1])):
+        weight = functools.reduce(jnp.add, [row[k] * column[m] for row, column in zip(rows, columns, strict=True)])
+        total += _only(weight != 0, pixels[k, m] * weight)  # what has no weight has no influence
     return total
 
 
@@ -158,7 +157,7 @@ def _image(shape: tuple[int, ...], crops: Array, terms: Sequence[tuple[Taps, Tap
     rows, columns = terms[0]
     window = _merged((len(rows.weights), len(columns.weights), shape[2]))
 
-    def of_all(image: Array, crops: Array, terms: list[_Table], starts: Array) -> Array:
+    def of_all(image: Array, crops: Array, terms: _TermTables, starts: Array) -> Array:
         (rows, columns), *_ = terms
         height, width = rows.places.shape[1], columns.places.shape[1]
 
@@ -257,12 +256,15 @@ class _Table(NamedTuple):
     """Taps in two parts, both in use whatever the shapes: XLA fails if an argument of a small call is not.
 
     Attributes:
-        places: ``[N, n, 2]``, where the first pixel starts, and whether the sample is inside; None but for one term.
+        places: ``[N, n, 2]``, where the first pixel starts, and whether the sample is inside; of the first term only.
         weights: ``[N, n, taps]``.
     """
 
-    places: Array | None
+    places: Any
     weights: Array
+
+
+_TermTables = list[tuple[_Table, _Table]]
 
 
 def _table(taps: Taps, image: tuple[int, ...] = (1, 1, 1)) -> _Table:

@@ -1,13 +1,13 @@
 """Sampling as products of matrices: what a TPU is made for.
 
-With the weights of a box's rows and of its columns as dense matrices, a crop is ``rows @ image @ columns.T``, however many
-samples a bin has. The sums are those of the formula, in another order; products run in the precision of float32.
+With the weights of a box's rows and of its columns as dense matrices, a crop is ``rows @ image @ columns.T``, however
+many samples a bin has. The sums are those of the formula, in another order; products run in the precision of float32.
 
 Boxes go in chunks, so that what is between the two products stays small. The boxes of a chunk are of one image, which
 is read in place: boxes with indices are sorted by image first, and each image's are filled up to whole chunks.
 
-A pixel that is not finite would reach all that is multiplied with it, since 0 times NaN is NaN. `values` keeps it where it
-has weight.
+A pixel that is not finite would reach all that is multiplied with it, since 0 times NaN is NaN. `values` keeps it where
+it has weight; in a derivative by boxes it reaches all boxes of its image.
 """
 
 import functools
@@ -234,7 +234,7 @@ def _tables(scheme: Scheme, level: int, terms: Sequence[Term]) -> list[tuple[Tap
 
 
 def _dense(scheme: Scheme, tables: Sequence[tuple[Taps, Taps]], shape: tuple[Any, ...]) -> list[tuple[Array, Array]]:
-    """The matrices of rows ``[..., h, H]`` and of columns ``[..., w, W]``, with the samples of a bin folded into them."""
+    """The matrices of rows ``[..., h, H]`` and of columns ``[..., w, W]``, into which samples of a bin are folded."""
     return [
         (_matrix(rows, shape[2], scheme.samples[0]), _matrix(columns, shape[3], scheme.samples[1]))
         for rows, columns in tables
@@ -243,10 +243,12 @@ def _dense(scheme: Scheme, tables: Sequence[tuple[Taps, Taps]], shape: tuple[Any
 
 def _matrix(taps: Taps, size: int, samples: int) -> Array:
     pixels = jnp.arange(size, dtype=jnp.int32)
-    matrix = 0
-    for k, weights in enumerate(taps.weights):
-        hit = (taps.first + k)[..., None] == pixels
-        matrix = matrix + jnp.where(hit & taps.inside[..., None], weights[..., None], 0)
+    inside = taps.inside[..., None]
+    parts = [
+        jnp.where(((taps.first + k)[..., None] == pixels) & inside, weights[..., None], 0)
+        for k, weights in enumerate(taps.weights)
+    ]
+    matrix = functools.reduce(jnp.add, parts)
     return matrix.reshape(*matrix.shape[:-2], -1, samples, size).sum(axis=-2)
 
 
@@ -299,8 +301,7 @@ class _Chunks(NamedTuple):
         results = jnp.moveaxis(results, (0, 1), (1, 3)) if self.interleaved else jnp.moveaxis(results, 2, 0)
         results = results.reshape(groups, self.images, -1, *rest)
         if self.places is None:
-            results = results[:, :, : self.count // self.images].reshape(groups, self.count, *rest)
-            return results
+            return results[:, :, : self.count // self.images].reshape(groups, self.count, *rest)
         return results[:, 0, self.places]
 
     def _chunks_of_image(self) -> Any:

@@ -9,7 +9,7 @@ products   a TPU: it multiplies matrices a thousand times faster than it gathers
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jax_crop._sampling import gather, loops, products
 
@@ -17,9 +17,9 @@ from jax_crop._sampling import gather, loops, products
 class Program(NamedTuple):
     """The three sums of `linear`."""
 
-    crops: Callable
-    images: Callable
-    weights: Callable
+    crops: Callable[..., Any]
+    images: Callable[..., Any]
+    weights: Callable[..., Any]
 
 
 def of(partitioned: bool) -> dict[str, Program]:

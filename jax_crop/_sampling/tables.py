@@ -1,8 +1,8 @@
 """What all programs of sampling are told: the canonical form, and what a sample weighs.
 
 The canonical form has ``G`` groups of ``B`` images and ``N`` boxes each: images ``[G, B, H, W, C]``, tables of boxes
-``[G, N, ...]``, crops ``[G, N, h, w, C]``. It is closed under `jax.vmap`: where images are mapped there are more groups,
-where boxes alone are mapped there are more boxes of the same images. So no composition multiplies an image.
+``[G, N, ...]``, crops ``[G, N, h, w, C]``. It is closed under `jax.vmap`: where images are mapped there are more
+groups, where boxes alone are mapped there are more boxes of the same images. So no composition multiplies an image.
 """
 
 from collections.abc import Callable, Sequence
@@ -71,7 +71,7 @@ class Samples(NamedTuple):
 
 
 def in_items(rows: Axis, box_indices: Array | None, batch: Any) -> tuple[Array, Axis]:
-    """Which image of its group ``[G, N]`` each box is of, and its rows: all are outside of an image that is not there."""
+    """Which image of its group each box is of, ``[G, N]``, and its rows: outside of an image that is not there."""
     if box_indices is None:
         return jnp.zeros(rows.index.shape[:2], jnp.int32), rows
     exists = (box_indices >= 0) & (box_indices < batch)

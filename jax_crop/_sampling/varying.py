@@ -26,4 +26,5 @@ def _varying(array: Any) -> frozenset[str]:
 
 
 def _to_varying(array: Array, axes: tuple[str, ...]) -> Array:
-    return lax.pcast(array, axes, to="varying") if hasattr(lax, "pcast") else lax.pvary(array, axes)  # until JAX 0.8
+    cast: Any = lax  # whose name for it was another until JAX 0.8
+    return cast.pcast(array, axes, to="varying") if hasattr(lax, "pcast") else cast.pvary(array, axes)

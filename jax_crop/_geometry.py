@@ -108,7 +108,7 @@ def locate(
     # Beyond the centres of the first and the last pixel the position is clamped to them. A single pixel has no slope.
     last = _stacked(*size) - 1
     moves = inside & (index >= 0) & ((index < last) | ((index == last) & on_pixel & (last > 0)))
-    before_last = last - (last > 0)
+    before_last = jnp.maximum(last - 1, 0)
     fraction = jnp.where(index < 0, 0, jnp.where(index < last, fraction, (last - before_last).astype(fraction.dtype)))
     code = jnp.clip(index, 0, before_last) << 2 | inside.astype(jnp.int32) << 1 | moves.astype(jnp.int32)
     code, fraction = in_one_loop(code, fraction.astype(dtype))
@@ -119,7 +119,7 @@ def locate(
     edges = jnp.where(jnp.isfinite(edges), edges, 0)
     zero = (edges - lax.stop_gradient(edges)).astype(dtype)
     for i, weight in enumerate((lattice.to_start, lattice.to_stop)):
-        slope = jnp.asarray(weight * lattice.scale / lattice.steps, dtype)
+        slope = jnp.asarray(weight * lattice.scale, dtype) / jnp.asarray(lattice.steps, dtype)
         fraction += jnp.where(moves, zero[..., i : i + 1] * slope, 0)
     return _apart(Axis(lax.shift_right_logical(code, jnp.full_like(code, 2)), fraction, (code & 2) > 0), lattices)
 

@@ -91,7 +91,8 @@ def assert_right(number, exact, steps, scale, dtype):
     whole, rest, is_whole, exists = map(np.asarray, number)
     assert np.all(exists)
     assert whole.dtype == np.int32
-    inside, least = 0, Fraction(2) ** -(2 * np.finfo(dtype).nmant)
+    # What the last visible bit of the smaller float stands for, beside the largest other: see `Window.reach`.
+    inside, least = 0, Fraction(2) ** (steps.bit_length() - 2 * np.finfo(dtype).nmant - 3)
     for i, e in enumerate(exact):
         if 0 <= e <= steps:
             e *= scale

@@ -24,7 +24,7 @@ def test_temporaries_are_tables(case, operation):
     if (case.dtype, operation) == ("bfloat16", "image gradient"):
         allowed += 4 * np.prod(case.maps[0])  # summed in float32: XLA on CPUs cannot add to bfloat16 in place
     assert row.temporaries <= allowed
-    assert row.temporaries_tenfold <= 11 * row.temporaries
+    assert row.temporaries_tenfold <= 11 * row.temporaries + 2**20
 
 
 @pytest.mark.parametrize("boxes", [1, 2])

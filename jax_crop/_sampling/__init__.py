@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.custom_batching import custom_vmap
 from jax.custom_derivatives import SymbolicZero
+from jax.sharding import AxisType
 
 from jax_crop._sampling import gather, linear, loops, products
 from jax_crop._sampling.tables import Samples as Samples
@@ -37,7 +38,10 @@ def sample(scheme: Scheme, images: tuple[Array, ...], samples: Samples, fill: Ar
     programs: dict[str, Callable[..., Array]] = {
         "tpu": lambda fill, *arrays: _filled(by_products(*arrays), samples, fill)
     }
-    if len(images) > 1:
+    auto = AxisType.Auto in jax.sharding.get_abstract_mesh().axis_types  # where XLA partitions what is not a loop
+    # XLA on CPUs would stack the maps of a pyramid, and hold a 16-bit map in float32 where a bin has several samples.
+    is_converted = scheme.samples != (1, 1) and images[0].dtype in (jnp.bfloat16, jnp.float16)
+    if (len(images) > 1 or is_converted) and not auto:
         by_loops = _closed_under_vmap(functools.partial(loops.values, scheme))
         programs["cpu"] = lambda fill, *arrays: by_loops(*arrays)
     return lax.platform_dependent(fill, images, samples, **programs, default=by_gather)
@@ -86,7 +90,7 @@ def _sample_jvp(scheme: Scheme, primals: tuple[Any, ...], tangents: tuple[Any, .
     crops_dot = jnp.zeros((), scheme.dtype)  # only what has a tangent is computed
     if _moves(images_dot):
         of_images = [_dense(dot) for dot in images_dot]
-        crops_dot += linear.crops(scheme, of_images, [Term(samples)]).astype(scheme.dtype)
+        crops_dot += linear.crops(scheme, of_images, [Term(samples)])
     rows_dot, columns_dot = samples_dot.rows.fraction, samples_dot.columns.fraction
     terms = []
     if _moves([rows_dot]):
@@ -96,7 +100,7 @@ def _sample_jvp(scheme: Scheme, primals: tuple[Any, ...], tangents: tuple[Any, .
         moved = samples.columns._replace(fraction=_dense(columns_dot))
         terms.append(Term(samples._replace(columns=moved), (0, 1)))
     if terms:
-        crops_dot += linear.crops(scheme, images, terms).astype(scheme.dtype)
+        crops_dot += linear.crops(scheme, images, terms)
     if fill_dot is not None and _moves([fill_dot]):
         crops_dot += gather.fill_tangent(scheme, fill_dot, samples)
     return crops, jnp.broadcast_to(crops_dot, crops.shape)

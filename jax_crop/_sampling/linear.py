@@ -62,7 +62,7 @@ class Operands(NamedTuple):
 
 
 def crops(scheme: Scheme, images: Sequence[Array], terms: Sequence[Term]) -> Array:
-    """The sum of terms: ``[G, N, h, w, C]`` in the scheme's type of interpolation, linear in images and fractions."""
+    """The sum of terms, ``[G, N, h, w, C]`` in the scheme's dtype, linear in images and fractions."""
     samples = terms[0].samples
     none: Any = None  # which is an empty tree
     rest = samples._replace(rows=samples.rows._replace(fraction=none), columns=samples.columns._replace(fraction=none))
@@ -91,7 +91,7 @@ def _run(program: Any, sum_: Sum, operands: Operands) -> Arrays:
         for (row, column), orders in zip(operands.terms, sum_.orders, strict=True)
     ]
     if sum_.result == "crops":
-        return [program.crops(scheme, operands.images, terms)]
+        return [program.crops(scheme, operands.images, terms).astype(scheme.dtype)]
     if sum_.result == "images":
         return list(program.images(scheme, sum_.shapes, operands.crops, terms))
     return list(program.weights(scheme, operands.crops, operands.images, terms[0]))

@@ -404,4 +404,6 @@ def _down(starts: Array, height: int, body: Callable[[Array, Any], Any], carry: 
 
 
 def _loop(count: int, body: Callable[[Array, Any], Any], carry: Any, unroll: int = 1) -> Any:
-    return lax.fori_loop(0, count, lambda i, carry: body(i.astype(jnp.int32), carry), carry, unroll=max(1, unroll))
+    return lax.fori_loop(
+        0, count, lambda i, carry: body(jnp.asarray(i, jnp.int32), carry), carry, unroll=max(1, unroll)
+    )

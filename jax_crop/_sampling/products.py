@@ -242,7 +242,7 @@ def _dense(scheme: Scheme, tables: Sequence[tuple[Taps, Taps]], shape: tuple[Any
 
 
 def _matrix(taps: Taps, size: int, samples: int) -> Array:
-    pixels = jnp.arange(size, dtype=jnp.int32)
+    pixels = jnp.arange(size, dtype=jnp.int32).reshape(*[1] * taps.first.ndim, size)
     inside = taps.inside[..., None]
     parts = [
         jnp.where(((taps.first + k)[..., None] == pixels) & inside, weights[..., None], 0)
@@ -322,14 +322,14 @@ def _chunks(layout: _Layout, samples: Samples) -> _Chunks:
     size = min(size, max(8, -(-count // (2 * batch))) if _is_known(count, batch) else 8)
     chunks = (count + batch * (size - 1)) // size
     item = samples.item[0]
-    is_of = (item[:, None] == jnp.arange(batch, dtype=jnp.int32)).astype(jnp.int32)
+    is_of = (item[:, None] == jnp.arange(batch, dtype=jnp.int32)[None]).astype(jnp.int32)
     before = jnp.sum(is_of * (jnp.cumsum(is_of, axis=0) - 1), axis=1)  # boxes of the same image
     chunks_of_images = -(-jnp.sum(is_of, axis=0) // size)
     end = jnp.cumsum(chunks_of_images)
     places = before % size * chunks + (end - chunks_of_images)[item] + before // size
     every = jnp.arange(chunks * size, dtype=jnp.int32)[:, None]
-    boxes = jnp.min(jnp.where(places == every, jnp.arange(count, dtype=jnp.int32), count), axis=1)
-    items = jnp.sum(jnp.arange(chunks, dtype=jnp.int32)[:, None] >= end, axis=1)
+    boxes = jnp.min(jnp.where(places[None] == every, jnp.arange(count, dtype=jnp.int32)[None], count), axis=1)
+    items = jnp.sum(jnp.arange(chunks, dtype=jnp.int32)[:, None] >= end[None], axis=1)
     items = jnp.minimum(items, batch - 1).astype(jnp.int32)
     return _Chunks(items, size, count, 1, True, boxes, places)
 

@@ -112,36 +112,32 @@ def images(scheme: Scheme, shapes: Sequence[tuple[Any, ...]], crops: Array, term
 def _images(
     scheme: Scheme, shapes: Sequence[tuple[Any, ...]], orders: Any, crops: Array, of_terms: Sequence[Samples]
 ) -> list[Array]:
+    crops = crops.astype(scheme.compute)
     if of_terms[0].share is not None:
         crops = crops * of_terms[0].share[:, None, None, None]
-    channels = crops.shape[-1]
+    boxes, height, width, channels = crops.shape
+    down, across = scheme.samples  # all of which are added at once: over devices, there is one sum of an image then
+    crops = jnp.broadcast_to(crops[:, :, None, :, None], (boxes, height, down, width, across, channels))
+    crops = crops.reshape(boxes, height * down, width * across, 1, 1, channels)
     results = []
-    for level, (batch, height, width) in enumerate(shapes):
+    for level, (batch, image_height, image_width) in enumerate(shapes):
         window = scheme.windows[level]
         terms = [Term(samples.of_level(level), order) for samples, order in zip(of_terms, orders, strict=True)]
         rows, columns = zip(*[term.taps(window, share=False) for term in terms], strict=True)
-        first = terms[0].samples.item[:, None] * height
-
-        def add(
-            image: Array, rows: Sequence[Taps], columns: Sequence[Taps], first: Array = first, window: Any = window
-        ) -> Array:
-            inside = _inside(rows[0].inside, columns[0].inside)
-            weights = _weights(rows, columns)
-            grid = jnp.stack([jnp.stack([weights[k, m] for m in range(window[1])], -2) for k in range(window[0])], -3)
-            updates = jnp.where(inside, crops, 0)[:, :, :, None, None] * grid
-            starts = jnp.broadcast_arrays((rows[0].first + first)[:, :, None], columns[0].first[:, None, :])
-            dimensions = lax.ScatterDimensionNumbers((3, 4, 5), (), (0, 1))
-            return lax.scatter_add(
-                image,
-                jnp.stack(starts, axis=-1),
-                updates.astype(image.dtype),
-                dimensions,
-                mode=lax.GatherScatterMode.PROMISE_IN_BOUNDS,
-            )
-
-        image = zeros((batch * height, width, channels), scheme.compute, crops, of_terms)
-        image = _fold_samples(scheme, list(rows), list(columns), image, add)
-        results.append(image.reshape(batch, height, width, channels))
+        weights = _weights(rows, columns)
+        grid = jnp.stack([jnp.stack([weights[k, m] for m in range(window[1])], -2) for k in range(window[0])], -3)
+        inside = _inside(rows[0].inside, columns[0].inside)[..., None, None]
+        updates = jnp.where(inside, crops, 0) * grid
+        first_row = rows[0].first + terms[0].samples.item[:, None] * image_height
+        starts = jnp.broadcast_arrays(first_row[:, :, None], columns[0].first[:, None, :])
+        image = lax.scatter_add(
+            zeros((batch * image_height, image_width, channels), scheme.compute, crops, of_terms),
+            jnp.stack(starts, axis=-1),
+            updates.astype(scheme.compute),
+            lax.ScatterDimensionNumbers((3, 4, 5), (), (0, 1)),
+            mode=lax.GatherScatterMode.PROMISE_IN_BOUNDS,
+        )
+        results.append(image.reshape(batch, image_height, image_width, channels))
     return results
 
 
@@ -155,6 +151,7 @@ def _weights_of(
 ) -> tuple[Array, Array]:
     image, samples = _stacked(scheme, images, samples)
     down, across = scheme.samples
+    crops = crops.astype(scheme.compute)
     if samples.share is not None:
         crops = crops * samples.share[:, None, None, None]
     rows, columns = Term(samples, orders).taps(scheme.window, share=False)
@@ -248,13 +245,6 @@ def _sum_of_samples(
             1, down * across, lambda k, total: total + of(k // across, k % across), of(jnp.int32(0), jnp.int32(0))
         )
     return total if share is None else total * share[..., None, None, None]
-
-
-def _fold_samples(scheme: Scheme, rows: Any, columns: Any, carry: Any, add: Callable[..., Any]) -> Any:
-    down, across = scheme.samples
-    return _over_samples(
-        scheme, lambda i, j, carry: add(carry, _sample_of(down, rows, i), _sample_of(across, columns, j)), carry
-    )
 
 
 def _over_samples(scheme: Scheme, step: Callable[[Any, Any, Any], Any], carry: Any) -> Any:

@@ -75,11 +75,15 @@ class Axis(NamedTuple):
 
     ``index`` is at most the last pixel but one, and the fraction 1 on the last pixel: so the two pixels also give the
     slope there. Of a single pixel, fraction is 0.
+
+    Of `unclamped`, ``index`` is any pixel, also the one before the first, and the fraction below 1; and ``scale`` is how
+    much wider than in the image the kernel is, ``[N, 1]``.
     """
 
     index: Array  # type: ignore[assignment]  # which is a method of tuples, of no use here
     fraction: Array
     inside: Array
+    scale: Array | None = None
 
 
 def locate(start: Array, stop: Array, size: Integers, lattice: Lattice, dtype: DTypeLike) -> Axis:
@@ -121,6 +125,33 @@ def nearest(start: Array, stop: Array, size: int, lattice: Lattice, dtype: DType
     lattice = lattice._replace(half_shift=lattice.half_shift + 1)
     index, _, _, inside = _place(start[:, None], stop[:, None], lattice, dtype)
     return Axis(jnp.clip(index, 0, size - 1), jnp.zeros(index.shape, dtype), inside)
+
+
+def unclamped(
+    start: Array, stop: Array, size: int, samples: int, align_corners: bool, antialias: bool, dtype: DTypeLike
+) -> Axis:
+    """As `locate`, but where samples stand beyond the centres of the border's pixels too, and with the scale of kernels.
+
+    The scale is 1, or with ``antialias`` the distance of two samples in pixels where that is more than 1; of a single
+    sample, the box's length. Where the distance is exactly 1, the scale's derivative is 0.
+    """
+    start, stop = start[:, None], stop[:, None]
+    lattice = (corners if align_corners else centres)(size, samples)
+    index, fraction, _, inside = lax.stop_gradient(_place(start, stop, lattice, dtype))
+    steps = float(lattice.steps)
+    for edge, weight in ((start, lattice.to_start), (stop, lattice.to_stop)):
+        edge = jnp.where(inside, edge.astype(fraction.dtype), 0)
+        fraction += (edge - lax.stop_gradient(edge)) * jnp.asarray(weight * (lattice.scale / steps), edge.dtype)
+    fraction = fraction.astype(dtype)
+
+    scale = jnp.ones_like(start, dtype)
+    if antialias:
+        in_use = jnp.any(inside, axis=1, keepdims=True)
+        # Far beyond any image, so that no difference is infinite.
+        start, stop = (jnp.clip(jnp.where(in_use, edge, 0), -(2.0**30), 2.0**30) for edge in (start, stop))
+        distance = (jnp.abs(stop - start) * (2 * lattice.scale / steps)).astype(dtype)
+        scale = jnp.where(distance > 1, distance, scale)
+    return Axis(index, fraction, inside, scale)
 
 
 def _place(start: Array, stop: Array, lattice: Lattice, dtype: DTypeLike) -> tuple[Array, Array, Array, Array]:

@@ -18,7 +18,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jax_crop._sampling.tables import Samples, Scheme, Taps, Term
+from jax_crop import _kernels
+from jax_crop._geometry import Axis
+from jax_crop._kernels import Kernel
+from jax_crop._sampling.tables import Samples, Scheme, Taps, Term, float_of
 from jax_crop._sampling.varying import zeros
 
 # What lies between two products, of all boxes of a chunk.
@@ -29,8 +32,7 @@ _einsum = functools.partial(jnp.einsum, precision=lax.Precision.HIGHEST)
 
 def values(scheme: Scheme, images: Sequence[Array], samples: Samples, fill: Array) -> Array:
     """As `gather.values`, to the precision of float32."""
-    finite = [jnp.where(jnp.isfinite(image), image, 0) if _has_fractions(image) else image for image in images]
-    result = crops(scheme, finite, [Term(samples)])
+    result = crops(scheme, [finite(image) for image in images], [Term(samples)])
     if any(map(_has_fractions, images)):
         all_finite = functools.reduce(jnp.logical_and, [jnp.isfinite(image).all() for image in images])
         result = lax.cond(
@@ -65,17 +67,71 @@ def crops(scheme: Scheme, images: Sequence[Array], terms: Sequence[Term]) -> Arr
 
 
 def _crops_of_level(scheme: Scheme, level: int, image: Array, terms: Sequence[Term]) -> Array:
+    def of_chunk(own: Array, tables: Any) -> Array:
+        dense = _dense(scheme, tables, image.shape)
+        return functools.reduce(jnp.add, [_product(own.astype(scheme.compute), *matrices) for matrices in dense])
+
     tables = _tables(scheme, level, terms)
-    chunks = _chunks(scheme, tables, image.shape, terms[0].samples)
+    chunks = _chunks(image.shape, terms[0].samples.item, _crop_size(scheme, terms[0].samples), len(tables))
+    return _by_chunks(chunks, of_chunk, image, tables)
 
-    def of_chunk(item: Array, tables: Any) -> Array:
-        own = _own(image, item).astype(scheme.compute)
-        total = []
-        for rows, columns in _dense(scheme, tables, image.shape):
-            total.append(_einsum("gniwc,gnjw->gnijc", _einsum("gnir,grwc->gniwc", rows, own), columns))
-        return functools.reduce(jnp.add, total)
 
-    return chunks.join(lax.map(lambda chunk: of_chunk(*chunk), (chunks.items, chunks.split(tables))))
+def values_of_kernel(kernel: Kernel, dtype: Any, of_groups: tuple[Array, Array], samples: Samples) -> Array:
+    """Crops ``[G, N, h, w, C]`` in a dtype by an interpolation kernel, of images and fills ``[G, C]``."""
+    image, fill = of_groups
+    compute = float_of(dtype)
+    result = crops_of_kernel(kernel, finite(image), samples, compute)
+    if _has_fractions(image):
+
+        def marked(result: Array, image: Array) -> Array:
+            infinite = jnp.isposinf(image).astype(compute) - jnp.isneginf(image).astype(compute)
+            signs = crops_of_kernel(kernel, infinite, samples, compute)
+            sizes = crops_of_kernel(kernel, jnp.abs(infinite), samples, compute, size_only=True)
+            nan = crops_of_kernel(kernel, jnp.isnan(image).astype(compute), samples, compute, size_only=True) > 0
+            nan |= (sizes > 0) & (jnp.abs(signs) < sizes)  # infinities of both signs
+            return jnp.where(nan, jnp.nan, jnp.where(sizes > 0, jnp.sign(signs) * jnp.inf, result))
+
+        result = lax.cond(jnp.isfinite(image).all(), lambda result, _: result, marked, result, image)
+    inside = samples.rows.inside[..., :, None] & samples.columns.inside[..., None, :]
+    return jnp.where(inside[..., None], result, fill[:, None, None, None]).astype(dtype)
+
+
+def finite(image: Array) -> Array:
+    """The image, with 0 for pixels that are not finite."""
+    return jnp.where(jnp.isfinite(image), image, 0) if _has_fractions(image) else image
+
+
+def crops_of_kernel(kernel: Kernel, image: Array, samples: Samples, dtype: Any, size_only: bool = False) -> Array:
+    """Crops ``[G, N, h, w, C]``, with 0 outside; computed in a dtype, with the sizes of weights without their signs."""
+    groups, batch = image.shape[:2]
+    if not (_is_one(groups) or _is_one(batch)):  # chunks of one image each are others in each group
+
+        def of_group(image: Array, samples: Samples) -> Array:
+            own = jax.tree.map(lambda x: x[None], samples)
+            return crops_of_kernel(kernel, image[None], own, dtype, size_only)[0]
+
+        return jax.vmap(of_group)(image, samples)
+    axes = samples.rows, samples.columns
+
+    @jax.checkpoint  # or its matrices would stay for the derivative
+    def of_chunk(own: Array, axes: tuple[Axis, Axis]) -> Array:
+        matrices = [_kernels.weights(kernel, axis, size) for axis, size in zip(axes, own.shape[1:3], strict=True)]
+        matrices = [jnp.abs(matrix) if size_only else matrix for matrix in matrices]
+        return _product(own.astype(dtype), *matrices)
+
+    size = samples.rows.index.shape[-1], samples.columns.index.shape[-1]
+    return _by_chunks(_chunks(image.shape, samples.item, size), of_chunk, image, axes)
+
+
+def _product(images: Array, rows: Array, columns: Array) -> Array:
+    """Crops ``[G, N, h, w, C]`` of an image of each group."""
+    return _einsum("gniwc,gnjw->gnijc", _einsum("gnir,grwc->gniwc", rows, images), columns)
+
+
+def _by_chunks(chunks: "_Chunks", of_chunk: Callable[[Array, Any], Array], image: Array, tables: Any) -> Array:
+    return chunks.join(
+        lax.map(lambda chunk: of_chunk(_own(image, chunk[0]), chunk[1]), (chunks.items, chunks.split(tables)))
+    )
 
 
 def images(scheme: Scheme, shapes: Sequence[tuple[Any, ...]], crops: Array, terms: Sequence[Term]) -> list[Array]:
@@ -85,7 +141,7 @@ def images(scheme: Scheme, shapes: Sequence[tuple[Any, ...]], crops: Array, term
     for level, (batch, height, width) in enumerate(shapes):
         shape = (groups, batch, height, width, channels)
         tables = _tables(scheme, level, terms)
-        chunks = _chunks(scheme, tables, shape, terms[0].samples)
+        chunks = _chunks(shape, terms[0].samples.item, _crop_size(scheme, terms[0].samples), len(tables))
 
         def add(image: Array, chunk: Any, shape: Any = shape) -> tuple[Array, None]:
             item, crops, tables = chunk
@@ -118,14 +174,16 @@ def _weights_of_level(scheme: Scheme, level: int, crops: Array, image: Array, te
     )
     terms = [term, Term(ones, (1, 1))]
     tables = _tables(scheme, level, terms)
-    chunks = _chunks(scheme, tables, image.shape, samples)
+    chunks = _chunks(image.shape, samples.item, _crop_size(scheme, samples), len(tables))
     share = None if samples.share is None else samples.share[..., None]
 
     def of_chunk(item: Array, crops: Array, tables: Any) -> tuple[Array, Array]:
         own, crops = _own(image, item).astype(scheme.compute), crops.astype(scheme.compute)
         # The share is in the weights of rows, which those of rows themselves are not multiplied with.
         (rows, columns), _ = _dense(scheme, tables, image.shape)
-        row_slopes, column_slopes = (_matrix(taps, size, 1) for taps, size in zip(tables[1], own.shape[1:3], strict=True))
+        row_slopes, column_slopes = (
+            _matrix(taps, size, 1) for taps, size in zip(tables[1], own.shape[1:3], strict=True)
+        )
         by_row = _einsum("gniwc,grwc->gnir", _einsum("gnijc,gnjw->gniwc", crops, columns), own)
         by_column = _einsum("gnijc,gniwc->gnjw", crops, _einsum("gnir,grwc->gniwc", rows, own))
         down, across = scheme.samples
@@ -207,12 +265,16 @@ class _Chunks(NamedTuple):
         return jax.vmap(lambda own, places: own[places])(results, self.places)
 
 
-def _chunks(scheme: Scheme, tables: Any, shape: tuple[Any, ...], samples: Samples) -> _Chunks:
-    """How boxes are taken in chunks from images of a shape ``[G, B, H, W, C]``."""
+def _crop_size(scheme: Scheme, samples: Samples) -> tuple[int, int]:
+    down, across = scheme.samples
+    return samples.rows.index.shape[-1] // down, samples.columns.index.shape[-1] // across
+
+
+def _chunks(shape: tuple[Any, ...], items: Array, crop_size: tuple[int, int], terms: int = 1) -> _Chunks:
+    """How boxes, each of one of the items ``[G, N]``, are taken in chunks from images ``[G, B, H, W, C]``."""
     groups, batch, height, width, channels = shape
-    _, count, n_rows = samples.rows.index.shape
-    h, w = n_rows // scheme.samples[0], samples.columns.index.shape[-1] // scheme.samples[1]
-    floats = len(tables) * (h * width * channels + h * height + w * width)
+    count, (h, w) = items.shape[1], crop_size
+    floats = terms * (h * width * channels + h * height + w * width)
     size = max(1, _BYTES_BETWEEN // (4 * floats * groups)) if _is_known(channels, groups) else 1
     if not _is_known(count):
         size = count if _is_one(batch) else size
@@ -225,7 +287,7 @@ def _chunks(scheme: Scheme, tables: Any, shape: tuple[Any, ...], samples: Sample
         chunks = (count + batch * (size - 1)) // size
     if _is_one(batch):
         return _Chunks(jnp.zeros(chunks, jnp.int32), None, None, count, size)
-    item = samples.item[0]
+    item = items[0]
     of_image = (item[:, None] == jnp.arange(batch, dtype=jnp.int32)).astype(jnp.int32)
     before = jnp.sum(of_image * (jnp.cumsum(of_image, axis=0) - 1), axis=1)  # boxes of the same image
     last = jnp.cumsum(-(-jnp.sum(of_image, axis=0) // size))  # after each image's last chunk

@@ -4,7 +4,7 @@ A `Lattice` says how samples divide a box and where the image's pixels lie; `loc
 columns are independent, so that tables of shape ``[N, n]`` per axis are all that sampling needs.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -76,14 +76,14 @@ class Axis(NamedTuple):
     ``index`` is at most the last pixel but one, and the fraction 1 on the last pixel: so the two pixels also give the
     slope there. Of a single pixel, fraction is 0.
 
-    Of `unclamped`, ``index`` is any pixel, also the one before the first, and the fraction below 1; and ``scale`` is how
-    much wider than in the image the kernel is, ``[N, 1]``.
+    Of `unclamped`, ``index`` is any pixel, also the one before the first, and the fraction below 1; ``scale``, ``[N, 1]``,
+    is how much an interpolation kernel is stretched.
     """
 
     index: Array  # type: ignore[assignment]  # which is a method of tuples, of no use here
     fraction: Array
     inside: Array
-    scale: Array | None = None
+    scale: Any = None
 
 
 def locate(start: Array, stop: Array, size: Integers, lattice: Lattice, dtype: DTypeLike) -> Axis:
@@ -130,7 +130,7 @@ def nearest(start: Array, stop: Array, size: int, lattice: Lattice, dtype: DType
 def unclamped(
     start: Array, stop: Array, size: int, samples: int, align_corners: bool, antialias: bool, dtype: DTypeLike
 ) -> Axis:
-    """As `locate`, but where samples stand beyond the centres of the border's pixels too, and with the scale of kernels.
+    """As `locate`, but also beyond the centres of the border's pixels, and with the scale of kernels.
 
     The scale is 1, or with ``antialias`` the distance of two samples in pixels where that is more than 1; of a single
     sample, the box's length. Where the distance is exactly 1, the scale's derivative is 0.

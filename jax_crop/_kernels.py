@@ -1,7 +1,7 @@
 """Interpolation kernels: where a sample stands -> what it weighs of each pixel.
 
-A kernel is an even function of the distance between pixel and sample, 0 beyond its radius. It is written for distances from
-0 to the radius, of arithmetic that can be differentiated to any order, also at its ends.
+A kernel is an even function of the distance between pixel and sample, 0 beyond its radius. It is written for distances
+from 0 to the radius, in arithmetic that can be differentiated to any order there, at both ends too.
 
 Sources: R. G. Keys, "Cubic convolution interpolation for digital image processing", 1981, with a = -1/2; C. E. Duchon,
 "Lanczos filtering in one and two dimensions", 1979. They are those of `jax.image.resize` and of Pillow.
@@ -67,7 +67,7 @@ KERNELS = {
 
 
 def weights(kernel: Kernel, axis: Axis, size: int) -> Array:
-    """What samples weigh of each of ``size`` pixels: ``[..., n]`` to ``[..., n, size]``, of sum 1, or all 0 if outside."""
+    """What samples ``[..., n]`` weigh of each of ``size`` pixels, ``[..., n, size]``: of sum 1, or all 0 if outside."""
     index, fraction, inside = (x[..., None] for x in axis[:3])
     pixels = lax.broadcasted_iota(jnp.int32, (*axis.index.shape, size), axis.index.ndim)
     ahead = (pixels - index).astype(fraction.dtype) - fraction

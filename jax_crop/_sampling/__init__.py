@@ -11,7 +11,7 @@ from jax.custom_batching import custom_vmap
 from jax.custom_derivatives import SymbolicZero
 
 from jax_crop._kernels import Kernel
-from jax_crop._sampling import gather, linear, loops, products
+from jax_crop._sampling import bands, gather, linear, loops, products
 from jax_crop._sampling.tables import Samples as Samples
 from jax_crop._sampling.tables import Scheme as Scheme
 from jax_crop._sampling.tables import Term, joined
@@ -46,9 +46,14 @@ def sample(scheme: Scheme, images: tuple[Array, ...], samples: Samples, fill: Ar
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def sample_by_kernel(kernel: Kernel, scheme: Scheme, image: Array, samples: Samples, fill: Array) -> Array:
     """As `sample` of one image, which an interpolation kernel weighs; differentiable in scales, too."""
-    program = functools.partial(products.values_of_kernel, kernel, scheme.dtype)
-    fills = jnp.broadcast_to(fill, (image.shape[0], *fill.shape))
-    return _closed_under_vmap(program)((image, fills), samples)
+    by_products, by_bands = (
+        _closed_under_vmap(functools.partial(program.values_of_kernel, kernel, scheme.dtype))
+        for program in (products, bands)
+    )
+    of_groups = image, jnp.broadcast_to(fill, (image.shape[0], *fill.shape))
+    if not bands.can_compile(image.shape):
+        return by_products(of_groups, samples)
+    return lax.platform_dependent(of_groups, samples, cpu=by_bands, default=by_products)
 
 
 @functools.partial(sample_by_kernel.defjvp, symbolic_zeros=True)

@@ -82,16 +82,13 @@ def values_of_kernel(kernel: Kernel, dtype: Any, of_groups: tuple[Array, Array],
     compute = float_of(dtype)
     result = crops_of_kernel(kernel, finite(image), samples, compute)
     if _has_fractions(image):
-
-        def marked(result: Array, image: Array) -> Array:
-            infinite = jnp.isposinf(image).astype(compute) - jnp.isneginf(image).astype(compute)
-            signs = crops_of_kernel(kernel, infinite, samples, compute)
-            sizes = crops_of_kernel(kernel, jnp.abs(infinite), samples, compute, size_only=True)
-            nan = crops_of_kernel(kernel, jnp.isnan(image).astype(compute), samples, compute, size_only=True) > 0
-            nan |= (sizes > 0) & (jnp.abs(signs) < sizes)  # infinities of both signs
-            return jnp.where(nan, jnp.nan, jnp.where(sizes > 0, jnp.sign(signs) * jnp.inf, result))
-
-        result = lax.cond(jnp.isfinite(image).all(), lambda result, _: result, marked, result, image)
+        result = lax.cond(
+            jnp.isfinite(image).all(),
+            lambda result, _: result,
+            lambda result, image: result + crops_of_kernel(kernel, image, samples, compute, _product_of_not_finite),
+            result,
+            image,
+        )
     inside = samples.rows.inside[..., :, None] & samples.columns.inside[..., None, :]
     return jnp.where(inside[..., None], result, fill[:, None, None, None]).astype(dtype)
 
@@ -101,14 +98,16 @@ def finite(image: Array) -> Array:
     return jnp.where(jnp.isfinite(image), image, 0) if _has_fractions(image) else image
 
 
-def crops_of_kernel(kernel: Kernel, image: Array, samples: Samples, dtype: Any, size_only: bool = False) -> Array:
-    """Crops ``[G, N, h, w, C]``, with 0 outside; computed in a dtype, with the sizes of weights without their signs."""
+def crops_of_kernel(
+    kernel: Kernel, image: Array, samples: Samples, dtype: Any, product: Callable[..., Array] | None = None
+) -> Array:
+    """Crops ``[G, N, h, w, C]``, computed in a dtype; with 0 outside."""
     groups, batch = image.shape[:2]
     if not (_is_one(groups) or _is_one(batch)):  # chunks of one image each are others in each group
 
         def of_group(image: Array, samples: Samples) -> Array:
             own = jax.tree.map(lambda x: x[None], samples)
-            return crops_of_kernel(kernel, image[None], own, dtype, size_only)[0]
+            return crops_of_kernel(kernel, image[None], own, dtype, product)[0]
 
         return jax.vmap(of_group)(image, samples)
     axes = samples.rows, samples.columns
@@ -116,8 +115,7 @@ def crops_of_kernel(kernel: Kernel, image: Array, samples: Samples, dtype: Any, 
     @jax.checkpoint  # or its matrices would stay for the derivative
     def of_chunk(own: Array, axes: tuple[Axis, Axis]) -> Array:
         matrices = [_kernels.weights(kernel, axis, size) for axis, size in zip(axes, own.shape[1:3], strict=True)]
-        matrices = [jnp.abs(matrix) if size_only else matrix for matrix in matrices]
-        return _product(own.astype(dtype), *matrices)
+        return (product or _product)(own.astype(dtype), *matrices)
 
     size = samples.rows.index.shape[-1], samples.columns.index.shape[-1]
     return _by_chunks(_chunks(image.shape, samples.item, size), of_chunk, image, axes)
@@ -126,6 +124,16 @@ def crops_of_kernel(kernel: Kernel, image: Array, samples: Samples, dtype: Any, 
 def _product(images: Array, rows: Array, columns: Array) -> Array:
     """Crops ``[G, N, h, w, C]`` of an image of each group."""
     return _einsum("gniwc,gnjw->gnijc", _einsum("gnir,grwc->gniwc", rows, images), columns)
+
+
+def _product_of_not_finite(images: Array, rows: Array, columns: Array) -> Array:
+    """What pixels that are not finite make of crops: NaN or an infinity, of the sign of its weight; or 0."""
+    sizes = jnp.abs(rows), jnp.abs(columns)
+    infinite = jnp.isposinf(images).astype(rows.dtype) - jnp.isneginf(images).astype(rows.dtype)
+    sign, reached = _product(infinite, rows, columns), _product(jnp.abs(infinite), *sizes)
+    nan = _product(jnp.isnan(images).astype(rows.dtype), *sizes) > 0
+    nan |= jnp.abs(sign) < reached  # infinities of both signs
+    return jnp.where(nan, jnp.nan, jnp.where(reached > 0, jnp.sign(sign) * jnp.inf, 0))
 
 
 def _by_chunks(chunks: "_Chunks", of_chunk: Callable[[Array, Any], Array], image: Array, tables: Any) -> Array:

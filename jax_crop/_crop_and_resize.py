@@ -14,6 +14,7 @@ from jax_crop._forms import in_form
 from jax_crop._geometry import Axis
 from jax_crop._kernels import KERNELS
 from jax_crop._sampling import Samples, Scheme, each_group, float_of, in_items, sample, sample_by_kernel
+from jax_crop._sampling.calls import in_memory
 
 
 def crop_and_resize(
@@ -172,7 +173,7 @@ def _crop_by_kernel(
         )
         return rows, columns
 
-    rows, columns = positions(boxes)
+    rows, columns = in_memory(positions(boxes))  # not anew for each weight
     item, rows = in_items(rows, box_indices, batch)
     scheme = Scheme(windows=(), samples=(1, 1), dtype=dtype)
     samples = Samples(rows, columns, item, level=None, share=None)

@@ -19,7 +19,7 @@ from jax_crop._sampling.tables import Samples, float_of
 from jax_crop._sampling.varying import zeros
 
 # How many floats of a row of pixels are summed at once, and of a column of samples: these stay in the nearest cache.
-_ACROSS = 128
+_ACROSS = 256
 _DOWN = 4096
 
 
@@ -38,7 +38,7 @@ def values_of_kernel(kernel: Kernel, dtype: Any, of_groups: tuple[Array, Array],
     first_row = (group * batch + samples.item) * height
     fills = jnp.broadcast_to(fill[:, None], (*samples.item.shape, channels)).astype(compute)
     (row_taps, row_places), (column_taps, column_places) = (
-        _tables(kernel, axis, size) for axis, size in ((samples.rows, height), (samples.columns, width))
+        _tables(kernel, axis, size) for axis, size in zip(samples[:2], (height, width), strict=True)
     )
     down = min(h, max(1, _DOWN // channels))
     others = image, fill, samples
@@ -133,7 +133,7 @@ def _crops(
                 return _added(sums, _at(weights, tap), run)
 
             sums = _loop(count, add, zeros((across * channels,), between.dtype, between, image))
-            return _put(between, (sums / total).reshape(across, 1, channels), (start, place, 0))
+            return _put(between, (sums * (1 / total)).reshape(across, 1, channels), (start, place, 0))
 
         blocks = lax.div(after - first + (across - 1), jnp.int32(across))
         return _loop(jnp.where(count > 0, blocks, 0), of_block, between), weights
@@ -152,7 +152,7 @@ def _crops(
         inside = (own[:, 0] < own[:, 1]) & (taps[0] < taps[1])
         inside = jnp.broadcast_to(inside[:, None], (down, channels))
         fill = jnp.broadcast_to(_at(fills, n)[None], (down, channels))
-        value = lax.select(inside, (sums / total).reshape(down, channels), fill)
+        value = lax.select(inside, (sums * (1 / total)).reshape(down, channels), fill)
         return _put(crops, value[None, :, None], (n, i, j, 0))
 
     def of_box(n: Array, state: Any) -> Any:

@@ -138,20 +138,20 @@ def unclamped(
     start, stop = start[:, None], stop[:, None]
     lattice = (corners if align_corners else centres)(size, samples)
     index, fraction, _, inside = lax.stop_gradient(_place(start, stop, lattice, dtype))
+    start, stop = start.astype(fraction.dtype), stop.astype(fraction.dtype)
     steps = float(lattice.steps)
     for edge, weight in ((start, lattice.to_start), (stop, lattice.to_stop)):
-        edge = jnp.where(inside, edge.astype(fraction.dtype), 0)
+        edge = jnp.where(inside, edge, 0)
         fraction += (edge - lax.stop_gradient(edge)) * jnp.asarray(weight * (lattice.scale / steps), edge.dtype)
-    fraction = fraction.astype(dtype)
 
-    scale = jnp.ones_like(start, dtype)
+    scale = jnp.ones_like(start)
     if antialias:
         in_use = jnp.any(inside, axis=1, keepdims=True)
         # Far beyond any image, so that no difference is infinite.
         start, stop = (jnp.clip(jnp.where(in_use, edge, 0), -(2.0**30), 2.0**30) for edge in (start, stop))
-        distance = (jnp.abs(stop - start) * (2 * lattice.scale / steps)).astype(dtype)
+        distance = jnp.abs(stop - start) * (2 * lattice.scale / steps)
         scale = jnp.where(distance > 1, distance, scale)
-    return Axis(index, fraction, inside, scale)
+    return Axis(index, fraction.astype(dtype), inside, scale.astype(dtype))
 
 
 def _place(start: Array, stop: Array, lattice: Lattice, dtype: DTypeLike) -> tuple[Array, Array, Array, Array]:

@@ -296,15 +296,15 @@ def _chunks(shape: tuple[Any, ...], items: Array, crop_size: tuple[int, int], te
     if _is_one(batch):
         return _Chunks(jnp.zeros(chunks, jnp.int32), None, None, count, size)
     item = items[0]
-    of_image = (item[:, None] == jnp.arange(batch, dtype=jnp.int32)).astype(jnp.int32)
+    of_image = (item[:, None] == jnp.arange(batch, dtype=jnp.int32)[None]).astype(jnp.int32)
     before = jnp.sum(of_image * (jnp.cumsum(of_image, axis=0) - 1), axis=1)  # boxes of the same image
     last = jnp.cumsum(-(-jnp.sum(of_image, axis=0) // size))  # after each image's last chunk
     first = jnp.concatenate([jnp.zeros(1, last.dtype), last[:-1]])[item]
     places = (before % size) * chunks + first + before // size
     every = jnp.arange(chunks * size, dtype=jnp.int32)[:, None]
     numbers = jnp.arange(count, dtype=jnp.int32)
-    boxes = jnp.min(jnp.where(places == every, numbers, count), axis=1)
-    items = jnp.sum(jnp.arange(chunks, dtype=jnp.int32)[:, None] >= last, axis=1)
+    boxes = jnp.min(jnp.where(places[None] == every, numbers[None], count), axis=1)
+    items = jnp.sum(jnp.arange(chunks, dtype=jnp.int32)[:, None] >= last[None], axis=1)
     return _Chunks(jnp.minimum(items, batch - 1).astype(jnp.int32), boxes[None], places[None], count, size)
 
 

@@ -24,7 +24,7 @@ _DOWN = 4096
 
 
 def can_compile(shape: tuple[Any, ...]) -> bool:
-    """Whether a small call can take images ``[..., C]``: XLA would split work on very many channels over its threads."""
+    """Whether a small call can take images ``[..., C]``: XLA would split work on very many channels over threads."""
     return isinstance(shape[-1], int) and shape[-1] <= 2**14
 
 
@@ -45,10 +45,11 @@ def values_of_kernel(kernel: Kernel, dtype: Any, of_groups: tuple[Array, Array],
     result = small(
         lambda *arrays: _crops(kernel, *arrays),
         zeros((n_boxes, h, w, channels), compute, others),
-        zeros((width, down, channels), compute, others),
-        zeros((height,), compute, others),
+        # One more than is needed, for XLA fails if an argument is not in use, as is one that is written as a whole.
+        zeros((width + 1, down, channels), compute, others),
+        zeros((height + 1,), compute, others),
         image.reshape(-1, width * channels),
-        *map(_boxes, (first_row, _reach(column_taps), row_taps, row_places, column_taps, column_places, fills)),
+        *map(_boxes, (_reach(first_row, column_taps), row_taps, row_places, column_taps, column_places, fills)),
     )
     return result.reshape(groups, -1, h, w, channels).astype(dtype)
 
@@ -67,11 +68,11 @@ def _tables(kernel: Kernel, axis: Axis, size: int) -> tuple[Array, Array]:
     return taps, jnp.stack([ahead, jnp.broadcast_to(1 / scale, ahead.shape)], axis=-1)
 
 
-def _reach(taps: Array) -> Array:
-    """From the first pixel of any sample of a box to the one after the last, ``[..., 2]``."""
+def _reach(first_row: Array, taps: Array) -> Array:
+    """The first row of each box's image; from the first pixel of any sample to the one after the last: ``[..., 3]``."""
     first, after = taps[..., 0], taps[..., 1]
     none = jnp.iinfo(jnp.int32).max
-    return jnp.stack([jnp.min(jnp.where(first < after, first, none), -1), jnp.max(after, -1)], axis=-1)
+    return jnp.stack([first_row, jnp.min(jnp.where(first < after, first, none), -1), jnp.max(after, -1)], axis=-1)
 
 
 def _crops(
@@ -80,7 +81,6 @@ def _crops(
     between: Array,
     weights: Array,
     image: Array,
-    first_row: Array,
     reach: Array,
     row_taps: Array,
     row_places: Array,
@@ -93,11 +93,10 @@ def _crops(
     Args:
         kernel: see `Kernel`.
         crops: of the type that is computed in.
-        between: ``[W, rows, C]``, memory for what is between the two sums.
-        weights: ``[H]``, memory for those of a row.
+        between: ``[W + 1, rows, C]``, memory for what is between the two sums.
+        weights: ``[H + 1]``, memory for those of a row.
         image: ``[R, W * C]``.
-        first_row: ``[N]``, of the image of each box.
-        reach: ``[N, 2]``, see `_reach`.
+        reach: ``[N, 3]``, see `_reach`.
         row_taps: ``[N, h, 2]``, see `_tables`.
         row_places: ``[N, h, 2]``.
         column_taps: ``[N, w, 2]``.
@@ -105,7 +104,7 @@ def _crops(
         fills: ``[N, C]``.
     """
     boxes, h, w, channels = crops.shape
-    width, down, _ = between.shape
+    width, down = image.shape[1] // channels, between.shape[1]
     across = min(width, max(1, _ACROSS // channels))
 
     def weight(place: Array, tap: Array) -> Array:
@@ -123,7 +122,8 @@ def _crops(
 
         between, weights = state
         total, weights = _loop(count, set_weight, (jnp.zeros_like(weights[0]), weights))
-        row, first, after = _at(first_row, n) + taps[0], *_at(reach, n)
+        first_row, first, after = _at(reach, n)
+        row = first_row + taps[0]
 
         def of_block(k: Array, between: Array) -> Array:
             start = jnp.minimum(first + k * across, width - across)

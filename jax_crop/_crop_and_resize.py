@@ -47,8 +47,8 @@ def crop_and_resize(
             fixed number of boxes, makes the whole crop fill. None for ``[H, W, C]`` images and for ``[B, N, 4]`` boxes.
         crop_size: ``(height, width)`` of the crops in pixels, or one number for a square, known while tracing.
         method: ``"nearest"``, with halves rounded away from zero, or an interpolation kernel: ``"bilinear"``, a
-            triangle; ``"cubic"``, or ``"bicubic"``, Keys' with a = -0.5; ``"lanczos3"``; ``"lanczos5"``. A sample weighs
-            a pixel by the kernel at their distance, divided by the sum of that over the pixels that exist.
+            triangle; ``"cubic"``, or ``"bicubic"``, Keys' with a = -0.5; ``"lanczos3"``; ``"lanczos5"``. A sample
+            weighs a pixel by the kernel at their distance, divided by the sum of that over the pixels that exist.
         extrapolation_value: the fill, a scalar or one value for each channel, ``[C]``.
         align_corners: see *Alignment*. With False, a sample within half a pixel of the border takes the border's value
             if bilinear.

@@ -76,8 +76,8 @@ class Axis(NamedTuple):
     ``index`` is at most the last pixel but one, and the fraction 1 on the last pixel: so the two pixels also give the
     slope there. Of a single pixel, fraction is 0.
 
-    Of `unclamped`, ``index`` is any pixel, also the one before the first, and the fraction below 1; ``scale`` is how much
-    interpolation kernels are stretched, ``[N, 1]``.
+    Of `unclamped`, ``index`` is any pixel, also the one before the first, and the fraction below 1; ``scale`` is how
+    much interpolation kernels are stretched, ``[N, 1]``.
     """
 
     index: Array  # type: ignore[assignment]  # which is a method of tuples, of no use here

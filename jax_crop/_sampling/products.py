@@ -118,7 +118,7 @@ def crops_of_kernel(
         return (product or _product)(own.astype(dtype), *matrices)
 
     size = samples.rows.index.shape[-1], samples.columns.index.shape[-1]
-    return _by_chunks(_chunks(image.shape, samples.item, size), of_chunk, image, axes)
+    return _by_chunks(_chunks(image.shape, samples.item, size, least=1), of_chunk, image, axes)
 
 
 def _product(images: Array, rows: Array, columns: Array) -> Array:
@@ -278,7 +278,9 @@ def _crop_size(scheme: Scheme, samples: Samples) -> tuple[int, int]:
     return samples.rows.index.shape[-1] // down, samples.columns.index.shape[-1] // across
 
 
-def _chunks(shape: tuple[Any, ...], items: Array, crop_size: tuple[int, int], terms: int = 1) -> _Chunks:
+def _chunks(
+    shape: tuple[Any, ...], items: Array, crop_size: tuple[int, int], terms: int = 1, least: int = 8
+) -> _Chunks:
     """How boxes, each of one of the items ``[G, N]``, are taken in chunks from images ``[G, B, H, W, C]``."""
     groups, batch, height, width, channels = shape
     count, (h, w) = items.shape[1], crop_size
@@ -291,7 +293,7 @@ def _chunks(shape: tuple[Any, ...], items: Array, crop_size: tuple[int, int], te
         chunks = -(-count // size)
         size = -(-count // chunks)
     else:  # half of an image's share of boxes, so that few places stay empty
-        size = min(size, max(8, -(-count // (2 * batch)))) if _is_known(batch) else min(size, 8)
+        size = min(size, max(least, -(-count // (2 * batch)))) if _is_known(batch) else min(size, least)
         chunks = (count + batch * (size - 1)) // size
     if _is_one(batch):
         return _Chunks(jnp.zeros(chunks, jnp.int32), None, None, count, size)

@@ -273,7 +273,7 @@ def test_derivatives(x64, antialias, method):
 
 
 @methods
-@pytest.mark.parametrize(("align_corners", "antialias"), [(True, True), (False, True), (True, False)])
+@pytest.mark.parametrize(("align_corners", "antialias"), [(True, True), (False, True)])
 def test_derivatives_where_kernels_end(align_corners, antialias, method):
     """On pixels, at a scale of exactly 1, of one pixel, outside and nowhere: finite, and 0 where nothing moves."""
     boxes = np.float32([[0, 0, 1, 1], [0.25, 0, 0.75, 0.5], [2, 2, 3, 3], [np.nan, 0, 1, 1], [-3e38, 0, 3e38, 1]])

@@ -1,5 +1,6 @@
 """The operation: canonical form -> geometry -> sampling -> caller's form."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +10,8 @@ from jax.typing import ArrayLike, DTypeLike
 
 from jax_crop import _arguments, _geometry
 from jax_crop._forms import in_form
-from jax_crop._sampling import Samples, Scheme, each_group, float_of, in_items, sample
+from jax_crop._kernels import KERNELS
+from jax_crop._sampling import Samples, Scheme, each_group, float_of, in_items, sample, sample_by_kernel
 
 
 def crop_and_resize(
@@ -21,6 +23,7 @@ def crop_and_resize(
     extrapolation_value: ArrayLike = 0.0,
     *,
     align_corners: bool = True,
+    antialias: bool = False,
     dtype: DTypeLike = jnp.float32,
 ) -> Array:
     """Cuts boxes out of images, or feature maps, and resamples each to one size.
@@ -40,9 +43,16 @@ def crop_and_resize(
         box_indices: integers ``[N]``, which image each box is cut from. An index outside ``[0, B)``, say -1 to pad to a
             fixed number of boxes, makes the whole crop fill. None for ``[H, W, C]`` images and for ``[B, N, 4]`` boxes.
         crop_size: ``(height, width)`` of the crops in pixels, or one number for a square, known while tracing.
-        method: ``"bilinear"``, or ``"nearest"`` with halves rounded away from zero.
+        method: ``"nearest"``, with halves rounded away from zero, or an interpolation kernel: ``"bilinear"``, a
+            triangle; ``"cubic"``, or ``"bicubic"``, Keys' with a = -0.5; ``"lanczos3"``; ``"lanczos5"``. A sample
+            weighs a pixel by the kernel at their distance, divided by the sum of that over the pixels that exist.
         extrapolation_value: the fill, a scalar or one value for each channel, ``[C]``.
-        align_corners: see *Alignment*. With False, a sample within half a pixel of the border takes the border's value.
+        align_corners: see *Alignment*. With False, a sample within half a pixel of the border takes the border's value
+            if bilinear.
+        antialias: whether to stretch the kernel by the distance of two samples in pixels where that is more than 1, for
+            each box and axis; for one sample, by the box's length. It looks beyond the box, into the image. So with
+            ``align_corners=False`` a crop is what `jax.image.scale_and_translate` and Pillow's ``resize(size, resample,
+            box=box)`` give. Not for ``"nearest"``.
         dtype: the floating type of the crops, of JAX's default width for Python's ``float``. Interpolation runs in
             float32, in float64 if dtype is float64.
 
@@ -50,12 +60,14 @@ def crop_and_resize(
         ``[N, crop_height, crop_width, C]``, or ``[B, N, crop_height, crop_width, C]`` for ``[B, N, 4]`` boxes.
 
         Whether a sample is inside, and between which pixels it stands, is decided as exact arithmetic on the boxes
-        decides it. Constants stay constant to the last bit. A pixel that has no weight in a sample, NaN or infinite
+        decides it. Constants stay constant: to the last bit if bilinear without antialias or nearest, else to float32's
+        precision. A pixel that has no weight in a sample, NaN or infinite
         perhaps, does not reach it.
 
         Differentiable to any order in image, boxes and fill. The derivative by a box is the slope of the bilinear
         surface; exactly on a pixel the slope toward higher indices, on the last pixel the slope toward the inside;
-        outside, and of ``"nearest"``, 0.
+        outside, and of ``"nearest"``, 0. So too of all kernels; that of their stretching included, where a distance of
+        exactly 1 counts as less.
 
     Raises:
         TypeError, ValueError: while tracing, for an argument of the wrong type, shape or value; also for boxes in
@@ -83,11 +95,19 @@ def crop_and_resize(
     box_indices = _arguments.box_indices(box_indices, image.shape, boxes.shape)
     crop_size = _arguments.size("crop_size", crop_size)
     _arguments.extent("crop_size", crop_size, image.shape[-3:-1], 2**30)
-    method = _arguments.choice("method", method, ("bilinear", "nearest"))
+    method = _arguments.choice("method", method, ("nearest", *KERNELS))
+    if antialias and method == "nearest":
+        raise ValueError('antialias=True needs a kernel to stretch, which method "nearest" has not')
     dtype = _arguments.floating("dtype", dtype)
     fill = _arguments.fill(extrapolation_value, image.shape[-1])
 
-    options = {"crop_size": crop_size, "method": method, "align_corners": bool(align_corners), "dtype": dtype}
+    options = {
+        "crop_size": crop_size,
+        "method": method,
+        "align_corners": bool(align_corners),
+        "antialias": bool(antialias),
+        "dtype": dtype,
+    }
     return in_form(_crop, (image,), boxes, box_indices, fill, **options)
 
 
@@ -100,6 +120,7 @@ def _crop(
     crop_size: tuple[int, int],
     method: str,
     align_corners: bool,
+    antialias: bool,
     dtype: Any,
 ) -> Array:
     """``[G, B, H, W, C]``, ``[G, N, 4]`` and ``[G, N]`` (or None: of the first image) to ``[G, N, *crop_size, C]``."""
@@ -109,6 +130,8 @@ def _crop(
     fill = jnp.broadcast_to(jnp.asarray(fill).astype(compute), (channels,))
     if 0 in (*image.shape, *boxes.shape):  # nothing to gather from or to
         return jnp.broadcast_to(fill.astype(dtype), (*boxes.shape[:2], *crop_size, channels))
+    if antialias or method not in ("bilinear", "nearest"):
+        return _crop_by_kernel(image, boxes, box_indices, fill, crop_size, method, align_corners, antialias, dtype)
     lattice = _geometry.corners if align_corners else _geometry.centres
     locate = _geometry.nearest if method == "nearest" else _geometry.locate
     lattices = lattice(height, crop_size[0]), lattice(width, crop_size[1])
@@ -117,3 +140,30 @@ def _crop(
     window = (1, 1) if method == "nearest" else (min(height, 2), min(width, 2))
     scheme = Scheme(windows=(window,), samples=(1, 1), dtype=dtype)
     return sample(scheme, (image,), Samples(rows, columns, item, level=None, share=None), fill)
+
+
+def _crop_by_kernel(
+    image: Array,
+    boxes: Array,
+    box_indices: Array | None,
+    fill: Array,
+    crop_size: tuple[int, int],
+    method: str,
+    align_corners: bool,
+    antialias: bool,
+    dtype: Any,
+) -> Array:
+    _, batch, height, width, _ = image.shape
+    locate = functools.partial(
+        _geometry.unclamped,
+        size=(height, width),
+        samples=crop_size,
+        align_corners=align_corners,
+        antialias=antialias,
+        dtype=float_of(dtype),
+    )
+    rows, columns = each_group(locate)(boxes)
+    item, rows = in_items(rows, box_indices, batch)
+    scheme = Scheme(windows=(), samples=(1, 1), dtype=dtype)
+    samples = Samples(rows, columns, item, level=None, share=None)
+    return sample_by_kernel(KERNELS[method], scheme, image, samples, fill)

@@ -78,11 +78,15 @@ class Axis(NamedTuple):
 
     ``index`` is at most the last pixel but one, and the fraction 1 on the last pixel: so the two pixels also give the
     slope there. Of a single pixel, fraction is 0.
+
+    Of `unclamped`, ``index`` is any pixel, also the one before the first, and the fraction below 1; ``scale`` is how
+    much interpolation kernels are stretched, ``[N, 1]``.
     """
 
     index: Array  # type: ignore[assignment]  # which is a method of tuples, of no use here
     fraction: Array
     inside: Array
+    scale: Any = None
 
 
 def locate(
@@ -137,6 +141,45 @@ def nearest(
     return _apart(Axis(code >> 1, fraction, (code & 1) > 0), lattices)
 
 
+def unclamped(
+    boxes: Array,
+    *,
+    size: tuple[int, int],
+    samples: tuple[int, int],
+    align_corners: bool,
+    antialias: bool,
+    dtype: DTypeLike,
+) -> tuple[Axis, Axis]:
+    """As `locate`, but also beyond the centres of the border's pixels, and with the scale of kernels.
+
+    The scale is 1, or with ``antialias`` the distance of two samples in pixels where that is more than 1; of a single
+    sample, the box's length. Where the distance is exactly 1, the scale's derivative is 0.
+    """
+    along = corners if align_corners else centres
+    lattices = along(size[0], samples[0]), along(size[1], samples[1])
+    edges, lattice = _edges(boxes), _joined(lattices)
+    index, fraction, _, inside = _place(lax.stop_gradient(edges), lattice, dtype)
+    code, fraction = in_one_loop((index + 1) << 1 | inside.astype(jnp.int32), fraction.astype(dtype))
+    index, inside = (code >> 1) - 1, (code & 1) > 0
+
+    edges = jnp.where(jnp.isfinite(edges), edges, 0)
+    zero = (edges - lax.stop_gradient(edges)).astype(dtype)
+    for i, weight in enumerate((lattice.to_start, lattice.to_stop)):
+        slope = jnp.asarray(weight * lattice.scale, dtype) / jnp.asarray(lattice.steps, dtype)
+        fraction += jnp.where(inside, zero[..., i : i + 1] * slope, 0)
+    rows, columns = _apart(Axis(index, fraction, inside), lattices)
+
+    scale = jnp.ones_like(edges[..., :1], dtype)
+    if antialias:
+        in_use = jnp.any(inside, axis=2, keepdims=True)
+        # Far beyond any image, so that no difference is infinite.
+        edges = jnp.clip(jnp.where(in_use, edges, 0), -(2.0**30), 2.0**30).astype(dtype)
+        of_pixels = jnp.asarray(2 * lattice.scale, dtype) / jnp.asarray(lattice.steps, dtype)
+        distance = jnp.abs(edges[..., 1:] - edges[..., :1]) * of_pixels
+        scale = jnp.where(distance > 1, distance, scale)
+    return rows._replace(scale=scale[0]), columns._replace(scale=scale[1])
+
+
 def _edges(boxes: Array) -> Array:
     """``[2, N, 2]``: start and stop along rows and along columns."""
     return boxes.reshape(-1, 2, 2).transpose(2, 0, 1)
@@ -160,7 +203,7 @@ def _stacked(along_rows: Integers, along_columns: Integers) -> Any:
 
 def _apart(axes: Axis, lattices: tuple[Lattice, Lattice]) -> tuple[Axis, Axis]:
     rows, columns = (
-        Axis(*(table[i, :, : np.shape(lattice.to_stop)[1]] for table in axes)) for i, lattice in enumerate(lattices)
+        Axis(*(table[i, :, : np.shape(lattice.to_stop)[1]] for table in axes[:3])) for i, lattice in enumerate(lattices)
     )
     return rows, columns
 

@@ -97,7 +97,7 @@ CASES = {
     "fractional crop": ({"crop_size": (4.0, 5)}, TypeError, ["crop_size", "(4.0, 5)", "pair of integers"]),
     "no crop size": ({"crop_size": None}, TypeError, ["crop_size", "None", "pair of integers"]),
     "more samples than can be counted": ({"crop_size": (4, 2**30)}, ValueError, ["crop_size", f"{2**30}", "below"]),
-    "unknown method": ({"method": "bicubic"}, ValueError, ["method", "'bicubic'", "'bilinear'", "'nearest'"]),
+    "unknown method": ({"method": "area"}, ValueError, ["method", "'area'", "'bilinear'", "'nearest'", "'cubic'"]),
     "no method": ({"method": None}, ValueError, ["method", "None", "'bilinear'", "'nearest'"]),
     "fill of other channels": (
         {"extrapolation_value": np.zeros(3)},

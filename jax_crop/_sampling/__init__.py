@@ -11,7 +11,8 @@ from jax.custom_batching import custom_vmap
 from jax.custom_derivatives import SymbolicZero
 from jax.sharding import AxisType
 
-from jax_crop._sampling import gather, linear, loops, products
+from jax_crop._kernels import Kernel
+from jax_crop._sampling import bands, gather, linear, loops, products
 from jax_crop._sampling.tables import Samples as Samples
 from jax_crop._sampling.tables import Scheme as Scheme
 from jax_crop._sampling.tables import Term, joined
@@ -52,6 +53,50 @@ def _filled(crops: Array, samples: Samples, fill: Array | None) -> Array:
         return crops
     inside = samples.rows.inside[..., :, None, None] & samples.columns.inside[..., None, :, None]
     return jnp.where(inside, crops, fill.astype(crops.dtype))
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def sample_by_kernel(kernel: Kernel, scheme: Scheme, image: Array, samples: Samples, fill: Array) -> Array:
+    """As `sample` of one image, which an interpolation kernel weighs; differentiable in scales, too."""
+    by_products, by_bands = (
+        _closed_under_vmap(functools.partial(program.values_of_kernel, kernel, scheme.dtype))
+        for program in (products, bands)
+    )
+    of_groups = image, jnp.broadcast_to(fill, (image.shape[0], *fill.shape))
+    if not bands.can_compile(image.shape):
+        return by_products(of_groups, samples)
+    return lax.platform_dependent(of_groups, samples, cpu=by_bands, default=by_products)
+
+
+@functools.partial(sample_by_kernel.defjvp, symbolic_zeros=True)
+def _sample_by_kernel_jvp(
+    kernel: Kernel, scheme: Scheme, primals: tuple[Any, ...], tangents: tuple[Any, ...]
+) -> tuple[Array, Array]:
+    image, samples, _ = primals
+    image_dot, samples_dot, fill_dot = tangents
+    crops = sample_by_kernel(kernel, scheme, *primals)
+    crops_dot = jnp.zeros((), scheme.dtype)
+    if _moves([image_dot]):
+        of_image = products.crops_of_kernel(kernel, image_dot, samples, scheme.compute)
+        crops_dot += of_image.astype(scheme.dtype)
+    moving = [(axis.fraction, axis.scale) for axis in samples[:2]]
+    dots = [(axis.fraction, axis.scale) for axis in samples_dot[:2]]
+    if _moves(jax.tree.leaves(dots)):
+
+        def of_samples(moving: Sequence[tuple[Array, Array]]) -> Array:
+            axes = [
+                axis._replace(fraction=fraction, scale=scale)
+                for axis, (fraction, scale) in zip(samples[:2], moving, strict=True)
+            ]
+            image_ = products.finite(image)
+            return products.crops_of_kernel(
+                kernel, image_, samples._replace(rows=axes[0], columns=axes[1]), scheme.compute
+            )
+
+        crops_dot += jax.jvp(of_samples, (moving,), (jax.tree.map(_dense, dots),))[1].astype(scheme.dtype)
+    if _moves([fill_dot]):
+        crops_dot += gather.fill_tangent(scheme, fill_dot, samples)
+    return crops, jnp.broadcast_to(crops_dot, crops.shape)
 
 
 def _closed_under_vmap(program: Callable[..., Array]) -> Callable[..., Array]:

@@ -403,7 +403,7 @@ def _down(starts: Array, height: int, body: Callable[[Array, Any], Any], carry: 
     return _loop(height, of_row, carry)
 
 
-def _loop(count: int, body: Callable[[Array, Any], Any], carry: Any, unroll: int = 1) -> Any:
+def _loop(count: int | Array, body: Callable[[Array, Any], Any], carry: Any, unroll: int = 1) -> Any:
     return lax.fori_loop(
         0, count, lambda i, carry: body(jnp.asarray(i, jnp.int32), carry), carry, unroll=max(1, unroll)
     )

@@ -18,7 +18,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jax_crop._sampling.tables import Samples, Scheme, Taps, Term
+from jax_crop import _kernels
+from jax_crop._geometry import Axis
+from jax_crop._kernels import Kernel
+from jax_crop._sampling.tables import Samples, Scheme, Taps, Term, float_of
 from jax_crop._sampling.varying import zeros
 
 # What lies between two products, of all boxes of a chunk.
@@ -29,8 +32,7 @@ _einsum = functools.partial(jnp.einsum, precision=lax.Precision.HIGHEST)
 
 def values(scheme: Scheme, images: Sequence[Array], samples: Samples) -> Array:
     """As `gather.values` to the precision of float32, with 0 outside."""
-    finite = [jnp.where(jnp.isfinite(image), image, 0) if _has_fractions(image) else image for image in images]
-    result = crops(scheme, finite, [Term(samples)])
+    result = crops(scheme, [finite(image) for image in images], [Term(samples)])
     if any(map(_has_fractions, images)):
         all_finite = functools.reduce(jnp.logical_and, [jnp.isfinite(image).all() for image in images])
         result = lax.cond(
@@ -74,7 +76,7 @@ def crops(
 def _crops_of_level(
     scheme: Scheme, level: int, image: Array, terms: Sequence[Term], precision: lax.Precision, partitioned: bool
 ) -> Array:
-    layout = _Layout.of(scheme, image.shape, terms, partitioned)
+    layout = _Layout.of(image.shape, terms[0].samples, _crop_size(scheme, terms[0].samples), len(terms), partitioned)
     image, terms = layout.images(image), layout.terms(terms)
     tables = _tables(scheme, level, terms)
     chunks = _chunks(layout, terms[0].samples)
@@ -91,6 +93,64 @@ def _crops_of_level(
     return layout.in_groups(chunks.join(results))
 
 
+def values_of_kernel(kernel: Kernel, dtype: Any, of_groups: tuple[Array, Array], samples: Samples) -> Array:
+    """Crops ``[G, N, h, w, C]`` in a dtype by an interpolation kernel, of images and fills ``[G, C]``."""
+    image, fill = of_groups
+    compute = float_of(dtype)
+    result = crops_of_kernel(kernel, finite(image), samples, compute)
+    if _has_fractions(image):
+        result = lax.cond(
+            jnp.isfinite(image).all(),
+            lambda result, _: result,
+            lambda result, image: result + crops_of_kernel(kernel, image, samples, compute, _product_of_not_finite),
+            result,
+            image,
+        )
+    inside = samples.rows.inside[..., :, None] & samples.columns.inside[..., None, :]
+    return jnp.where(inside[..., None], result, fill[:, None, None, None]).astype(dtype)
+
+
+def finite(image: Array) -> Array:
+    """The image, with 0 for pixels that are not finite."""
+    return jnp.where(jnp.isfinite(image), image, 0) if _has_fractions(image) else image
+
+
+def crops_of_kernel(
+    kernel: Kernel, image: Array, samples: Samples, dtype: Any, product: Callable[..., Array] | None = None
+) -> Array:
+    """Crops ``[G, N, h, w, C]``, computed in a dtype; with 0 outside."""
+    size = samples.rows.index.shape[-1], samples.columns.index.shape[-1]
+    layout = _Layout.of(image.shape, samples, size, 1, partitioned=True)
+    image, (term,) = layout.images(image), layout.terms([Term(samples)])
+    chunks = _chunks(layout, term.samples)
+
+    @jax.checkpoint  # or its matrices would stay for the derivative
+    def of_chunk(own: Array, axes: tuple[Axis, Axis]) -> Array:
+        matrices = [_kernels.weights(kernel, axis, size) for axis, size in zip(axes, own.shape[1:3], strict=True)]
+        return (product or _product)(own.astype(dtype), *matrices)
+
+    results = lax.map(
+        lambda chunk: of_chunk(_own(image, chunk[0]), chunk[1]),
+        (chunks.items, chunks.split((term.samples.rows, term.samples.columns))),
+    )
+    return layout.in_groups(chunks.join(results))
+
+
+def _product(images: Array, rows: Array, columns: Array) -> Array:
+    """Crops ``[G, N, h, w, C]`` of an image of each group."""
+    return _einsum("gniwc,gnjw->gnijc", _einsum("gnir,grwc->gniwc", rows, images), columns)
+
+
+def _product_of_not_finite(images: Array, rows: Array, columns: Array) -> Array:
+    """What pixels that are not finite make of crops: NaN or an infinity, of the sign of its weight; or 0."""
+    sizes = jnp.abs(rows), jnp.abs(columns)
+    infinite = jnp.isposinf(images).astype(rows.dtype) - jnp.isneginf(images).astype(rows.dtype)
+    sign, reached = _product(infinite, rows, columns), _product(jnp.abs(infinite), *sizes)
+    nan = _product(jnp.isnan(images).astype(rows.dtype), *sizes) > 0
+    nan |= jnp.abs(sign) < reached  # infinities of both signs
+    return jnp.where(nan, jnp.nan, jnp.where(reached > 0, jnp.sign(sign) * jnp.inf, 0))
+
+
 def images(
     scheme: Scheme,
     shapes: Sequence[tuple[Any, ...]],
@@ -102,7 +162,8 @@ def images(
     """As `gather.images`."""
     results = []
     for level, of_level in enumerate(shapes):
-        layout = _Layout.of(scheme, (crops.shape[0], *of_level, crops.shape[-1]), terms, partitioned)
+        shape, samples = (crops.shape[0], *of_level, crops.shape[-1]), terms[0].samples
+        layout = _Layout.of(shape, samples, _crop_size(scheme, samples), len(terms), partitioned)
         shape, own_crops, own_terms = layout.shape, layout.boxes(crops), layout.terms(terms)
         tables = _tables(scheme, level, own_terms)
         chunks = _chunks(layout, own_terms[0].samples)
@@ -134,7 +195,7 @@ def weights(
 def _weights_of_level(
     scheme: Scheme, level: int, crops: Array, image: Array, term: Term, partitioned: bool
 ) -> tuple[Array, Array]:
-    layout = _Layout.of(scheme, image.shape, [term, term], partitioned)  # what lies before each of two results
+    layout = _Layout.of(image.shape, term.samples, _crop_size(scheme, term.samples), 2, partitioned)
     image, crops, (term,) = layout.images(image), layout.boxes(crops), layout.terms([term])
     # The slopes are the derivative times a fraction of 1.
     samples = term.samples
@@ -189,15 +250,16 @@ class _Layout(NamedTuple):
     most: int
 
     @classmethod
-    def of(cls, scheme: Scheme, shape: tuple[Any, ...], terms: Sequence[Term], partitioned: bool) -> "_Layout":
+    def of(
+        cls, shape: tuple[Any, ...], samples: Samples, crop_size: tuple[int, int], terms: int, partitioned: bool
+    ) -> "_Layout":
         groups, batch, height, width, channels = shape
-        samples = terms[0].samples
-        count, h, w = samples.rows.index.shape[1], *_crop_size(scheme, samples)
+        count, (h, w) = samples.rows.index.shape[1], crop_size
         in_order = _is_known(batch) and batch == 1
         if not _is_known(channels):
             return cls(shape, in_order, partitioned and in_order, 1)
         # Of each box, what lies between the products, and the matrices.
-        most = max(1, _BYTES_BETWEEN // (4 * len(terms) * (h * width * channels + h * height + w * width)))
+        most = max(1, _BYTES_BETWEEN // (4 * terms * (h * width * channels + h * height + w * width)))
         fit = _is_known(groups, count) and groups * count <= most
         together = in_order and (partitioned or fit)
         return cls(shape, in_order, together, max(1, most // groups) if together and _is_known(groups) else most)

@@ -34,7 +34,7 @@ def main(output: str) -> None:
 
     @jax.jit
     def crop(image, boxes):
-        return jax_crop.crop_and_resize(image, boxes, None, CROP_SIZE, extrapolation_value=OUTSIDE)
+        return jax_crop.crop_and_resize(image, boxes, None, CROP_SIZE, extrapolation_value=OUTSIDE, antialias=True)
 
     start = time.perf_counter()
     crops = jax.block_until_ready(crop(photo, boxes))

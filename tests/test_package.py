@@ -121,8 +121,12 @@ def primitives(jaxpr):
                 yield from primitives(value)
 
 
+def pool_of_pyramid(features, *arguments):
+    return jax_crop.multilevel_roi_align([features, features[..., ::2, ::2, :]], *arguments)
+
+
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("operation", [jax_crop.crop_and_resize, jax_crop.roi_align])
+@pytest.mark.parametrize("operation", [jax_crop.crop_and_resize, jax_crop.roi_align, pool_of_pyramid])
 def test_results_are_of_primitives_that_jax_defines(operation, form):
     """So all that JAX, its exporters and other interpreters of jaxprs know to do with its primitives works."""
     image, boxes, indices = FORMS[form]

@@ -446,7 +446,7 @@ PLACES = pytest.mark.parametrize("placed", [as_they_are, on_a_mesh])
 @PLACES
 @pytest.mark.parametrize("options", [{}, {"aligned": False, **ADAPTIVE}], ids=["defaults", "not_aligned_adaptive"])
 def test_pyramid_equals_its_levels(options, placed):
-    """Bit for bit."""
+    """Bit for bit; on a mesh, where other programs run, up to how a compiler fuses a product and a sum."""
     rng = np.random.default_rng(0)
     maps, boxes = pyramid(rng), pyramid_boxes(rng, 200)
     indices = rng.integers(-1, 3, 200)
@@ -456,7 +456,8 @@ def test_pyramid_equals_its_levels(options, placed):
     for level, features in enumerate(maps):
         alone = jax_crop.roi_align(features, boxes, indices, (7, 7), spatial_scale=1 / (4 * 2**level), **options)
         on_level = levels == level + 2
-        np.testing.assert_array_equal(pooled[on_level], alone[on_level])
+        tolerance = 0 if placed is as_they_are else 1e-6
+        np.testing.assert_allclose(pooled[on_level], alone[on_level], rtol=0, atol=tolerance)
 
 
 @PLACES

@@ -12,6 +12,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jax_crop
+from jax_crop import _forms
 from tests.conftest import jax_config
 
 RNG = np.random.default_rng(0)
@@ -149,3 +150,48 @@ def test_communication_of_many_channels(argument, expected):
     )
     function = crop if argument is None else gradient(crop, argument)
     assert compiled_and_its_collectives(function, (images, boxes, indices))[1] == expected
+
+
+def on_mesh(mesh, function, *specs):
+    with jax.set_mesh(mesh):
+        return function(
+            *(jax.device_put(a, NamedSharding(mesh, s)) for a, s in zip((IMAGES, BOXES), specs, strict=True))
+        )
+
+
+@OPERATIONS
+@pytest.mark.parametrize("argument", [0, 1], ids=["image_gradient", "box_gradient"])
+def test_meshes_of_two_kinds(operation, argument):
+    """A `shard_map` that is manual over some axes only; Explicit and Auto axes; one axis for boxes and channels."""
+    function = gradient(operation, argument)
+    expected = on_one_device(operation, argument, "batch")
+    auto, mixed, explicit = (
+        jax.make_mesh((4, 2), ("data", "model"), axis_types=kinds)
+        for kinds in (
+            (AxisType.Auto, AxisType.Auto),
+            (AxisType.Explicit, AxisType.Auto),
+            (AxisType.Explicit, AxisType.Explicit),
+        )
+    )
+    spec = P("data")
+    partly = jax.jit(lambda *a: jax.shard_map(function, in_specs=spec, out_specs=spec, axis_names={"data"})(*a))
+    results = [
+        on_mesh(auto, partly, P(), P()),
+        on_mesh(mixed, jax.jit(function), spec, spec),
+        on_mesh(explicit, jax.jit(function), P("data", None, None, "model"), P("data", "model")),
+    ]
+    for result in results:
+        np.testing.assert_allclose(result, expected, rtol=0, atol=1e-6 * np.abs(expected).max())
+
+
+def test_vmap_over_an_axis_of_an_explicit_mesh():
+    mesh = mesh_of("batch", AxisType.Explicit)
+    result = on_mesh(mesh, jax.vmap(crop), P("data"), P("data"))
+    np.testing.assert_array_equal(result, on_one_device(crop, None, "batch"))
+
+
+def test_eager_calls_on_an_explicit_mesh_trace_once(monkeypatch):
+    mesh = mesh_of("batch", AxisType.Explicit)
+    on_mesh(mesh, crop, P("data"), P("data"))
+    monkeypatch.setattr(_forms, "_on_each_device", None)  # which tracing would call
+    on_mesh(mesh, crop, P("data"), P("data"))

@@ -621,7 +621,7 @@ def draw(count=2, image_size=(48, 64), **ranges):
         ),
         (ValueError, r"count must be a number of boxes.*got -1", lambda: draw(count=-1)),
         (ValueError, r"count must be a number of boxes.*got 2.0", lambda: draw(count=2.0)),
-        (TypeError, r"image_size must be .*\(height, width\), got 480", lambda: draw(image_size=480)),
+        (TypeError, r"image_size must be .*\(height, width\).*, got 480.5", lambda: draw(image_size=480.5)),
         (ValueError, r"image_size must be two integers.*int32\[3\]", lambda: draw(image_size=jnp.array([4, 6, 3]))),
         (ValueError, r"image_size must be two integers.*float32\[2\]", lambda: draw(image_size=jnp.array([4.0, 6]))),
         (ValueError, r"area must be .* <= 1, got \(0.5, 1.5\)", lambda: draw(area=(0.5, 1.5))),

@@ -61,5 +61,5 @@ def test_commands_of_readme_are_those_of_ci():
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     assert set(re.findall(r"'\.\[(\w+)\]'", commands)) == {"examples", "test"} <= set(extras)
     assert "/python -m pytest\n" in commands
-    assert "newest -m pytest\n" in (ROOT / ".ci/run").read_text()
+    assert "peers -m pytest\n" in (ROOT / ".ci/run").read_text()
     assert all((ROOT / script).exists() for script in re.findall(r"examples/\w+\.py", commands))

@@ -77,8 +77,9 @@ def _sample_by_kernel_jvp(
     crops = sample_by_kernel(kernel, scheme, *primals)
     crops_dot = jnp.zeros((), scheme.dtype)
     if _moves([image_dot]):
-        of_image = products.crops_of_kernel(kernel, image_dot, samples, scheme.compute)
-        crops_dot += of_image.astype(scheme.dtype)
+        # Until JAX 0.8, a loop over a tangent is transposed only if JAX itself has derived it.
+        of_image = functools.partial(products.crops_of_kernel, kernel, samples=samples, dtype=scheme.compute)
+        crops_dot += jax.jvp(of_image, (image,), (image_dot,))[1].astype(scheme.dtype)
     moving = [(axis.fraction, axis.scale) for axis in samples[:2]]
     dots = [(axis.fraction, axis.scale) for axis in samples_dot[:2]]
     if _moves(jax.tree.leaves(dots)):

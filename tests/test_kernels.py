@@ -1,4 +1,4 @@
-"""Interpolation kernels and antialiasing, against Pillow, JAX, PyTorch and a formula in float64 NumPy."""
+"""Interpolation kernels and antialiasing, against Pillow, JAX and a formula in float64 NumPy."""
 
 import functools
 
@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import PIL.Image
 import pytest
-import torch
 from jax.test_util import check_grads
 
 from jax_crop import crop_and_resize
@@ -106,18 +105,6 @@ def test_jax_image(crop_size, antialias, method):
         image, (*crop_size, 3), (0, 1), scale, translation, IN_JAX[method], antialias=antialias
     )
     assert_close(part, expected, 1e-5)
-
-
-@pytest.mark.parametrize("crop_size", [(7, 9), (40, 60)], ids=str)
-@pytest.mark.parametrize("method", ["bilinear", "bicubic"])
-def test_torch(method, crop_size):
-    image = random_image((2, 23, 34, 3))
-    expected = torch.nn.functional.interpolate(
-        torch.tensor(image).permute(0, 3, 1, 2), crop_size, mode=method, antialias=True
-    )
-    whole = np.float32([[[0, 0, 1, 1]]] * 2)
-    crops = crop_and_resize(image, whole, None, crop_size, method, align_corners=False, antialias=True)
-    assert_close(crops[:, 0], expected.permute(0, 2, 3, 1).numpy(), 1e-5)
 
 
 # Against the formula

@@ -227,3 +227,18 @@ def test_whole_image_is_a_resize(size, crop_size):
     theirs = jax.image.resize(image, (*crop_size, 3), "bilinear", antialias=False)
     np.testing.assert_allclose(crops, theirs, rtol=0, atol=1e-5)
     np.testing.assert_allclose(crops, torch_resize(image, crop_size), rtol=0, atol=1e-5)
+
+
+# Antialiased resizing in PyTorch
+
+
+@pytest.mark.parametrize("crop_size", [(7, 9), (40, 60)], ids=str)
+@pytest.mark.parametrize("method", ["bilinear", "bicubic"])
+def test_antialiased_resizing(method, crop_size):
+    image = np.random.default_rng(0).uniform(-1, 1, (2, 23, 34, 3)).astype(np.float32)
+    expected = torch.nn.functional.interpolate(
+        torch.tensor(image).permute(0, 3, 1, 2), crop_size, mode=method, antialias=True
+    )
+    whole = np.float32([[[0, 0, 1, 1]]] * 2)
+    crops = jax_crop.crop_and_resize(image, whole, None, crop_size, method, align_corners=False, antialias=True)
+    np.testing.assert_allclose(crops[:, 0], expected.permute(0, 2, 3, 1).numpy(), rtol=0, atol=1e-5)

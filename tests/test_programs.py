@@ -102,9 +102,9 @@ def test_chunks(case, monkeypatch):
         jax.tree.map(lambda f, e: np.testing.assert_allclose(f, e, rtol=0, atol=3e-5), found, expected)
 
 
-@pytest.mark.parametrize("case", ["one", "indices", "pooled"])
+@pytest.mark.parametrize("case", ["indices", "pooled"])
 def test_sums_are_derivatives_of_each_other(case):
-    """To the third order, forward and in reverse, as JAX itself derives the formula."""
+    """Forward over reverse and reverse over reverse, as JAX itself derives the formula."""
     scheme, samples, image, crops = random_case(*CASES[case])
 
     def number(sum_of_terms, image, row, column):
@@ -119,16 +119,8 @@ def test_sums_are_derivatives_of_each_other(case):
     def derivatives(sum_of_terms):
         of = functools.partial(number, sum_of_terms)
         gradient = jax.grad(of, (0, 1, 2))
-        along = lambda f: lambda *at: jax.jvp(f, at, dots)[1]  # noqa: E731
         second = jax.grad(lambda *at: sum(jnp.vdot(g, d) for g, d in zip(gradient(*at), dots, strict=True)), (0, 1, 2))
-        return jax.jit(
-            lambda: (
-                gradient(*arguments),
-                along(gradient)(*arguments),
-                second(*arguments),
-                along(along(gradient))(*arguments),
-            )
-        )()
+        return jax.jit(lambda: (gradient(*arguments), jax.jvp(gradient, arguments, dots)[1], second(*arguments)))()
 
     found, expected = derivatives(linear.crops), derivatives(gather.crops)
     for f, e in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):

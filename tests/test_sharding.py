@@ -83,7 +83,8 @@ def on_one_device(operation, argument, layout):
 
 def assert_equals_one_device(result, operation, argument, layout):
     expected = on_one_device(operation, argument, layout)
-    tolerance = 0 if argument is None else 1e-6 * np.abs(expected).max()
+    # A pixel is the sum of hundreds of float32 numbers, in an order that is the compiler's.
+    tolerance = 0 if argument is None else 2e-6 * np.abs(expected).max()
     np.testing.assert_allclose(result, expected, rtol=0, atol=tolerance)
 
 

@@ -367,8 +367,9 @@ def assign_levels(
     area = jnp.where((y2 > y1) & (x2 > x1), (y2 - y1) * (x2 - x1), 0)
     upper_levels = np.arange(min_level + 1, max_level + 1)
     thresholds = (canonical_size * 2.0 ** (upper_levels - canonical_level)) ** 2
-    steps = jnp.searchsorted(jnp.asarray(thresholds, area.dtype), area, side="right", method="compare_all")
-    return min_level + steps.astype(jnp.int32)
+    thresholds = jnp.asarray(thresholds, area.dtype).reshape(*[1] * area.ndim, -1)
+    steps: Array = jnp.sum(area[..., None] >= thresholds, axis=-1, dtype=jnp.int32)
+    return min_level + steps
 
 
 def check(boxes: Values, box_indices: Values | None = None, batch: int | None = None) -> Array:

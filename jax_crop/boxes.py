@@ -367,9 +367,8 @@ def assign_levels(
     area = jnp.where((y2 > y1) & (x2 > x1), (y2 - y1) * (x2 - x1), 0)
     upper_levels = np.arange(min_level + 1, max_level + 1)
     thresholds = (canonical_size * 2.0 ** (upper_levels - canonical_level)) ** 2
-    thresholds = jnp.asarray(thresholds, area.dtype).reshape(*[1] * area.ndim, -1)
-    steps: Array = jnp.sum(area[..., None] >= thresholds, axis=-1, dtype=jnp.int32)
-    return min_level + steps
+    least = jnp.asarray(thresholds, area.dtype).reshape(*[1] * area.ndim, -1)
+    return min_level + jnp.sum(area[..., None] >= least, axis=-1, dtype=jnp.int32)
 
 
 def check(boxes: Values, box_indices: Values | None = None, batch: int | None = None) -> Array:

@@ -133,7 +133,7 @@ def _images(
         image = lax.scatter_add(
             zeros((batch * image_height, image_width, channels), scheme.compute, crops, of_terms),
             jnp.stack(starts, axis=-1),
-            updates.astype(scheme.compute),
+            updates,
             lax.ScatterDimensionNumbers((3, 4, 5), (), (0, 1)),
             mode=lax.GatherScatterMode.PROMISE_IN_BOUNDS,
         )
@@ -157,7 +157,7 @@ def _weights_of(
     rows, columns = Term(samples, orders).taps(scheme.window, share=False)
     last_row, last_column = scheme.window[0] - 1, scheme.window[1] - 1
 
-    def add(sums: tuple[Array, Array], rows: Taps, columns: Taps) -> tuple[Array, Array]:
+    def sums(rows: Taps, columns: Taps) -> tuple[Array, Array]:
         inside = _inside(rows.inside, columns.inside)
         pixels = [
             [_pixels(image, rows.first + k, columns.first + m).astype(scheme.compute) for m in range(last_column + 1)]
@@ -176,7 +176,7 @@ def _weights_of(
     column_bars = zeros((boxes, n_columns // across, across), scheme.compute, crops, image, samples)
 
     def step(i: Any, j: Any, bars: tuple[Array, Array]) -> tuple[Array, Array]:
-        row_sum, column_sum = add(bars, _sample_of(down, rows, i), _sample_of(across, columns, j))
+        row_sum, column_sum = sums(_sample_of(down, rows, i), _sample_of(across, columns, j))
         return bars[0].at[..., i].add(row_sum), bars[1].at[..., j].add(column_sum)
 
     row_bars, column_bars = _over_samples(scheme, step, (row_bars, column_bars))

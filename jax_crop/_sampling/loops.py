@@ -2,7 +2,7 @@
 
 XLA would run a loop as a program of its own for each step, and a scatter or a sum as one that needs all that it adds in
 memory; and one gather for all maps of a pyramid needs them stacked, a copy. But a call that is marked as small
-(`calls.small`) is compiled as a whole, to machine code that adds in place.
+(`_calls.small`) is compiled as a whole, to machine code that adds in place.
 
 All groups' images lie one below the other, and rows of pixels have one address among them all; so all call forms, and
 all their mapped forms, run the same loops.

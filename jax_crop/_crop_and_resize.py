@@ -130,40 +130,19 @@ def _crop(
     fill = jnp.broadcast_to(jnp.asarray(fill).astype(compute), (channels,))
     if 0 in (*image.shape, *boxes.shape):  # nothing to gather from or to
         return jnp.broadcast_to(fill.astype(dtype), (*boxes.shape[:2], *crop_size, channels))
-    if antialias or method not in ("bilinear", "nearest"):
-        return _crop_by_kernel(image, boxes, box_indices, fill, crop_size, method, align_corners, antialias, dtype)
+    by_kernel = antialias or method not in ("bilinear", "nearest")
+    locate: Any
+    if by_kernel:
+        locate = functools.partial(_geometry.unclamped, antialias=antialias)
+    else:
+        locate = _geometry.nearest if method == "nearest" else _geometry.locate
     lattice = _geometry.corners if align_corners else _geometry.centres
-    locate = _geometry.nearest if method == "nearest" else _geometry.locate
     lattices = lattice(height, crop_size[0]), lattice(width, crop_size[1])
     rows, columns = each_group(lambda boxes: locate(boxes, (height, width), lattices, compute))(boxes)
     item, rows = in_items(rows, box_indices, batch)
+    samples = Samples(rows, columns, item, level=None, share=None)
     window = (1, 1) if method == "nearest" else (min(height, 2), min(width, 2))
     scheme = Scheme(windows=(window,), samples=(1, 1), dtype=dtype)
-    return sample(scheme, (image,), Samples(rows, columns, item, level=None, share=None), fill)
-
-
-def _crop_by_kernel(
-    image: Array,
-    boxes: Array,
-    box_indices: Array | None,
-    fill: Array,
-    crop_size: tuple[int, int],
-    method: str,
-    align_corners: bool,
-    antialias: bool,
-    dtype: Any,
-) -> Array:
-    _, batch, height, width, _ = image.shape
-    locate = functools.partial(
-        _geometry.unclamped,
-        size=(height, width),
-        samples=crop_size,
-        align_corners=align_corners,
-        antialias=antialias,
-        dtype=float_of(dtype),
-    )
-    rows, columns = each_group(locate)(boxes)
-    item, rows = in_items(rows, box_indices, batch)
-    scheme = Scheme(windows=(), samples=(1, 1), dtype=dtype)
-    samples = Samples(rows, columns, item, level=None, share=None)
-    return sample_by_kernel(KERNELS[method], scheme, image, samples, fill)
+    if by_kernel:
+        return sample_by_kernel(KERNELS[method], scheme, image, samples, fill)
+    return sample(scheme, (image,), samples, fill)

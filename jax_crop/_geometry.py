@@ -143,20 +143,17 @@ def nearest(
 
 def unclamped(
     boxes: Array,
-    *,
-    size: tuple[int, int],
-    samples: tuple[int, int],
-    align_corners: bool,
-    antialias: bool,
+    size: tuple[Integers, Integers],
+    lattices: tuple[Lattice, Lattice],
     dtype: DTypeLike,
+    *,
+    antialias: bool,
 ) -> tuple[Axis, Axis]:
     """As `locate`, but also beyond the centres of the border's pixels, and with the scale of kernels.
 
     The scale is 1, or with ``antialias`` the distance of two samples in pixels where that is more than 1; of a single
     sample, the box's length. Where the distance is exactly 1, the scale's derivative is 0.
     """
-    along = corners if align_corners else centres
-    lattices = along(size[0], samples[0]), along(size[1], samples[1])
     edges, lattice = _edges(boxes), _joined(lattices)
     index, fraction, _, inside = _place(lax.stop_gradient(edges), lattice, dtype)
     code, fraction = in_one_loop((index + 1) << 1 | inside.astype(jnp.int32), fraction.astype(dtype))

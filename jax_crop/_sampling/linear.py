@@ -23,7 +23,7 @@ from jax.interpreters import ad, batching, mlir
 
 from jax_crop._sampling import gather, programs
 from jax_crop._sampling.tables import Samples, Scheme, Term, joined
-from jax_crop._sampling.varying import vary_as
+from jax_crop._sampling.varying import vary_as, zeros
 
 Arrays = Sequence[Any]
 Fractions = tuple[Any, Any]  # of rows and columns
@@ -106,19 +106,33 @@ def _apply(*leaves: Any, sum_: Sum, tree: Any) -> Arrays:
 
 
 def _types(*leaves: Any, sum_: Sum, tree: Any) -> Arrays:
-    return jax.make_jaxpr(functools.partial(_apply, sum_=sum_, tree=tree))(*leaves).out_avals
+    scheme, at = sum_.scheme, jax.tree.unflatten(tree, leaves)
+    row, column = at.terms[0]
+    groups, boxes, _ = row.shape
+    types: list[tuple[tuple[Any, ...], Any]]
+    if sum_.result == "crops":
+        down, across = scheme.samples
+        size = row.shape[2] // down, column.shape[2] // across
+        types = [((groups, boxes, *size, at.images[0].shape[-1]), scheme.dtype)]
+    elif sum_.result == "images":
+        types = [((groups, *shape, at.crops.shape[-1]), scheme.compute) for shape in sum_.shapes]
+    else:
+        types = [(row.shape, scheme.compute), (column.shape, scheme.compute)]
+    # Traced, for what `jax.shard_map` adds to a type.
+    return jax.make_jaxpr(lambda *leaves: [zeros(*type_, leaves) for type_ in types])(*leaves).out_avals
 
 
 def _lower(context: Any, *leaves: Any, sum_: Sum, tree: Any) -> Any:
-    partitioned = not _on_one_device(context.module_context.axis_context)
+    module = context.module_context
+    by_platform = programs.of(partitioned=not _on_one_device(module.axis_context))
+    # Only what is asked for is traced: one program, if not for `jax.export`.
+    asked = {platform if platform in by_platform else "default" for platform in module.platforms}
 
     def apply(*leaves: Any) -> Arrays:
         def by(program: Any) -> Any:
             return lambda *leaves: _run(program, sum_, jax.tree.unflatten(tree, leaves))
 
-        return lax.platform_dependent(
-            *leaves, **{platform: by(program) for platform, program in programs.of(partitioned).items()}
-        )
+        return lax.platform_dependent(*leaves, **{platform: by(by_platform[platform]) for platform in sorted(asked)})
 
     return mlir.lower_fun(apply, multiple_results=True)(context, *leaves)
 

@@ -117,14 +117,7 @@ def locate(
     code = jnp.clip(index, 0, before_last) << 2 | inside.astype(jnp.int32) << 1 | moves.astype(jnp.int32)
     code, fraction = in_one_loop(code, fraction.astype(dtype))
 
-    # The derivative is that of the position, which is linear in the box: a term that is 0, with the position's slope.
-    # (A rule of `custom_jvp` would say the same, but JAX forgets it in second derivatives through `lax.scan`.)
-    moves = (code & 1) > 0
-    edges = jnp.where(jnp.isfinite(edges), edges, 0)
-    zero = (edges - lax.stop_gradient(edges)).astype(dtype)
-    for i, weight in enumerate((lattice.to_start, lattice.to_stop)):
-        slope = jnp.asarray(weight * lattice.scale, dtype) / jnp.asarray(lattice.steps, dtype)
-        fraction += jnp.where(moves, zero[..., i : i + 1] * slope, 0)
+    fraction = _moved(fraction, edges, lattice, moves=(code & 1) > 0)
     return _apart(Axis(lax.shift_right_logical(code, jnp.full_like(code, 2)), fraction, (code & 2) > 0), lattices)
 
 
@@ -159,22 +152,31 @@ def unclamped(
     code, fraction = in_one_loop((index + 1) << 1 | inside.astype(jnp.int32), fraction.astype(dtype))
     index, inside = (code >> 1) - 1, (code & 1) > 0
 
-    edges = jnp.where(jnp.isfinite(edges), edges, 0)
-    zero = (edges - lax.stop_gradient(edges)).astype(dtype)
-    for i, weight in enumerate((lattice.to_start, lattice.to_stop)):
-        slope = jnp.asarray(weight * lattice.scale, dtype) / jnp.asarray(lattice.steps, dtype)
-        fraction += jnp.where(inside, zero[..., i : i + 1] * slope, 0)
-    rows, columns = _apart(Axis(index, fraction, inside), lattices)
+    rows, columns = _apart(Axis(index, _moved(fraction, edges, lattice, inside), inside), lattices)
 
     scale = jnp.ones_like(edges[..., :1], dtype)
     if antialias:
-        in_use = jnp.any(inside, axis=2, keepdims=True)
+        in_use = jnp.any(inside, axis=2, keepdims=True)  # then edges are finite
         # Far beyond any image, so that no difference is infinite.
         edges = jnp.clip(jnp.where(in_use, edges, 0), -(2.0**30), 2.0**30).astype(dtype)
         of_pixels = jnp.asarray(2 * lattice.scale, dtype) / jnp.asarray(lattice.steps, dtype)
         distance = jnp.abs(edges[..., 1:] - edges[..., :1]) * of_pixels
         scale = jnp.where(distance > 1, distance, scale)
     return rows._replace(scale=scale[0]), columns._replace(scale=scale[1])
+
+
+def _moved(fraction: Array, edges: Array, lattice: Any, moves: Array) -> Array:
+    """The same fractions, with the derivative of the position where it moves with the box.
+
+    The position is linear in the box: this adds a term that is 0, with the position's slope. (A rule of `custom_jvp`
+    would say the same, but JAX forgets it in second derivatives through `lax.scan`.)
+    """
+    edges = jnp.where(jnp.isfinite(edges), edges, 0)
+    zero = (edges - lax.stop_gradient(edges)).astype(fraction.dtype)
+    for i, weight in enumerate((lattice.to_start, lattice.to_stop)):
+        slope = jnp.asarray(weight * lattice.scale, zero.dtype) / jnp.asarray(lattice.steps, zero.dtype)
+        fraction += jnp.where(moves, zero[..., i : i + 1] * slope, 0)
+    return fraction
 
 
 def _edges(boxes: Array) -> Array:

@@ -15,7 +15,7 @@ from jax_crop._kernels import Kernel
 from jax_crop._sampling import bands, gather, linear, loops, products
 from jax_crop._sampling.tables import Samples as Samples
 from jax_crop._sampling.tables import Scheme as Scheme
-from jax_crop._sampling.tables import Term, joined
+from jax_crop._sampling.tables import Term, inside, joined
 from jax_crop._sampling.tables import each_group as each_group
 from jax_crop._sampling.tables import float_of as float_of
 from jax_crop._sampling.tables import in_items as in_items
@@ -51,8 +51,7 @@ def sample(scheme: Scheme, images: tuple[Array, ...], samples: Samples, fill: Ar
 def _filled(crops: Array, samples: Samples, fill: Array | None) -> Array:
     if fill is None:
         return crops
-    inside = samples.rows.inside[..., :, None, None] & samples.columns.inside[..., None, :, None]
-    return jnp.where(inside, crops, fill.astype(crops.dtype))
+    return jnp.where(inside(samples.rows.inside, samples.columns.inside), crops, fill.astype(crops.dtype))
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
@@ -140,11 +139,9 @@ def _sample_jvp(scheme: Scheme, primals: tuple[Any, ...], tangents: tuple[Any, .
     rows_dot, columns_dot = samples_dot.rows.fraction, samples_dot.columns.fraction
     terms = []
     if _moves([rows_dot]):
-        moved = samples.rows._replace(fraction=_dense(rows_dot))
-        terms.append(Term(samples._replace(rows=moved), (1, 0)))
+        terms.append(Term(samples.with_fractions(_dense(rows_dot), samples.columns.fraction), (1, 0)))
     if _moves([columns_dot]):
-        moved = samples.columns._replace(fraction=_dense(columns_dot))
-        terms.append(Term(samples._replace(columns=moved), (0, 1)))
+        terms.append(Term(samples.with_fractions(samples.rows.fraction, _dense(columns_dot)), (0, 1)))
     if terms:
         crops_dot += linear.crops(scheme, images, terms)
     if fill_dot is not None and _moves([fill_dot]):

@@ -14,8 +14,8 @@ from jax import Array, lax
 from jax_crop._calls import small
 from jax_crop._geometry import Axis
 from jax_crop._kernels import Kernel
-from jax_crop._sampling.loops import _at, _boxes, _loop, _only, _put, _take
-from jax_crop._sampling.tables import Samples, float_of
+from jax_crop._sampling.steps import at, loop, only, put, take
+from jax_crop._sampling.tables import Samples, flat, float_of, items_of_all
 from jax_crop._sampling.varying import zeros
 
 # How many floats of a row of pixels are summed at once, and of a column of samples: these stay in the nearest cache.
@@ -34,8 +34,7 @@ def values_of_kernel(kernel: Kernel, dtype: Any, of_groups: tuple[Array, Array],
     groups, batch, height, width, channels = image.shape
     n_boxes, h, w = groups * samples.item.shape[1], samples.rows.index.shape[-1], samples.columns.index.shape[-1]
     compute = float_of(dtype)
-    group = jnp.arange(groups, dtype=jnp.int32)[:, None]
-    first_row = (group * batch + samples.item) * height
+    first_row = items_of_all(samples.item, batch) * height
     fills = jnp.broadcast_to(fill[:, None], (*samples.item.shape, channels)).astype(compute)
     (row_taps, row_places), (column_taps, column_places) = (
         _tables(kernel, axis, size) for axis, size in zip(samples[:2], (height, width), strict=True)
@@ -49,7 +48,7 @@ def values_of_kernel(kernel: Kernel, dtype: Any, of_groups: tuple[Array, Array],
         zeros((width + 1, down, channels), compute, others),
         zeros((height + 1,), compute, others),
         image.reshape(-1, width * channels),
-        *map(_boxes, (_reach(first_row, column_taps), row_taps, row_places, column_taps, column_places, fills)),
+        *map(flat, (_reach(first_row, column_taps), row_taps, row_places, column_taps, column_places, fills)),
     )
     return result.reshape(groups, -1, h, w, channels).astype(dtype)
 
@@ -112,61 +111,61 @@ def _crops(
 
     def of_rows(n: Array, i: Array, place: Array, state: Any) -> Any:
         """The sums of row ``i`` of samples, in place ``place`` between."""
-        taps = _at(row_taps, n, i)
+        taps = at(row_taps, n, i)
         count = taps[1] - taps[0]
 
         def set_weight(tap: Array, state: Any) -> Any:
             total, weights = state
-            new = weight(_at(row_places, n, i), tap)
-            return total + new, _put(weights, new[None], (tap,))
+            new = weight(at(row_places, n, i), tap)
+            return total + new, put(weights, new[None], (tap,))
 
         between, weights = state
-        total, weights = _loop(count, set_weight, (jnp.zeros_like(weights[0]), weights))
-        first_row, first, after = _at(reach, n)
+        total, weights = loop(count, set_weight, (jnp.zeros_like(weights[0]), weights))
+        first_row, first, after = at(reach, n)
         row = first_row + taps[0]
 
         def of_block(k: Array, between: Array) -> Array:
             start = jnp.minimum(first + k * across, width - across)
 
             def add(tap: Array, sums: Array) -> Array:
-                run = _take(image, (row + tap, start * channels), (1, across * channels))[0]
-                return _added(sums, _at(weights, tap), run)
+                run = take(image, (row + tap, start * channels), (1, across * channels))[0]
+                return _added(sums, at(weights, tap), run)
 
-            sums = _loop(count, add, zeros((across * channels,), between.dtype, between, image))
-            return _put(between, (sums * (1 / total)).reshape(across, 1, channels), (start, place, 0))
+            sums = loop(count, add, zeros((across * channels,), between.dtype, between, image))
+            return put(between, (sums * (1 / total)).reshape(across, 1, channels), (start, place, 0))
 
         blocks = lax.div(after - first + (across - 1), jnp.int32(across))
-        return _loop(jnp.where(count > 0, blocks, 0), of_block, between), weights
+        return loop(jnp.where(count > 0, blocks, 0), of_block, between), weights
 
     def of_column(n: Array, i: Array, j: Array, between: Array, crops: Array) -> Array:
-        taps, place = _at(column_taps, n, j), _at(column_places, n, j)
+        taps, place = at(column_taps, n, j), at(column_places, n, j)
 
         def add(tap: Array, state: Any) -> Any:
             total, sums = state
             new = weight(place, tap)
-            return total + new, _added(sums, new, _at(between, taps[0] + tap).reshape(-1))
+            return total + new, _added(sums, new, at(between, taps[0] + tap).reshape(-1))
 
         start = jnp.zeros_like(between[0, 0, 0]), jnp.zeros_like(between[0]).reshape(-1)
-        total, sums = _loop(taps[1] - taps[0], add, start)
-        own = _take(row_taps, (n, i, 0), (1, down, 2))[0]
+        total, sums = loop(taps[1] - taps[0], add, start)
+        own = take(row_taps, (n, i, 0), (1, down, 2))[0]
         inside = (own[:, 0] < own[:, 1]) & (taps[0] < taps[1])
         inside = jnp.broadcast_to(inside[:, None], (down, channels))
-        fill = jnp.broadcast_to(_at(fills, n)[None], (down, channels))
+        fill = jnp.broadcast_to(at(fills, n)[None], (down, channels))
         value = lax.select(inside, (sums * (1 / total)).reshape(down, channels), fill)
-        return _put(crops, value[None, :, None], (n, i, j, 0))
+        return put(crops, value[None, :, None], (n, i, j, 0))
 
     def of_box(n: Array, state: Any) -> Any:
         def of_part(part: Array, state: Any) -> Any:
             crops, *others = state
             i = jnp.minimum(part * down, h - down)
-            between, weights = _loop(down, lambda k, others: of_rows(n, i + k, k, others), tuple(others))
-            crops = _loop(w, lambda j, crops: of_column(n, i, j, between, crops), crops)
+            between, weights = loop(down, lambda k, others: of_rows(n, i + k, k, others), tuple(others))
+            crops = loop(w, lambda j, crops: of_column(n, i, j, between, crops), crops)
             return crops, between, weights
 
-        return _loop(-(-h // down), of_part, state)
+        return loop(-(-h // down), of_part, state)
 
-    return _loop(boxes, of_box, (crops, between, weights))[0]
+    return loop(boxes, of_box, (crops, between, weights))[0]
 
 
 def _added(sums: Array, weight: Array, run: Array) -> Array:
-    return sums + _only(jnp.broadcast_to(weight != 0, sums.shape), run.astype(sums.dtype) * weight)
+    return sums + only(jnp.broadcast_to(weight != 0, sums.shape), run.astype(sums.dtype) * weight)

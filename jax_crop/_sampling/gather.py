@@ -18,7 +18,7 @@ from jax.typing import ArrayLike
 
 from jax_crop._calls import in_memory
 from jax_crop._geometry import Axis
-from jax_crop._sampling.tables import Samples, Scheme, Taps, Term, each_group
+from jax_crop._sampling.tables import Samples, Scheme, Taps, Term, each_group, inside
 from jax_crop._sampling.varying import zeros
 
 # Unrolled samples of a bin are fused into one pass; more would make the program grow.
@@ -50,7 +50,7 @@ def _values(scheme: Scheme, images: Sequence[Array], samples: Samples, fill: Arr
     rows, columns = in_memory(lax.optimization_barrier(neighbours))  # not anew for each channel
 
     def value(rows: Neighbours, columns: Neighbours) -> Array:
-        return jnp.where(_inside(rows.inside, columns.inside), _interpolate(scheme, image, rows, columns), fill)
+        return jnp.where(inside(rows.inside, columns.inside), _interpolate(scheme, image, rows, columns), fill)
 
     crops = _sum_of_samples(scheme, rows, columns, samples.share, value).astype(scheme.dtype)
     return crops[None] if one else crops
@@ -64,15 +64,14 @@ def crops(scheme: Scheme, images: Sequence[Array], terms: Sequence[Term]) -> Arr
 
 
 def _crops(scheme: Scheme, orders: Any, images: Sequence[Array], of_terms: Sequence[Samples]) -> Array:
-    of_terms = list(of_terms)
-    for k, samples in enumerate(of_terms):
-        image, of_terms[k] = _stacked(scheme, images, samples)
-        of_terms[k], one = _without_an_axis_of_one_box(of_terms[k])
-    tables = [
-        Term(samples, order).taps(scheme.window, share=False) for samples, order in zip(of_terms, orders, strict=True)
-    ]
+    image, places = _stacked(scheme, images, of_terms[0])
+    places, one = _without_an_axis_of_one_box(places)
+    tables = []
+    for samples, order in zip(of_terms, orders, strict=True):  # all of the same places
+        fractions = _without_an_axis_of_one_box(samples)[0]
+        moved = places.with_fractions(fractions.rows.fraction, fractions.columns.fraction)
+        tables.append(Term(moved, order).taps(scheme.window, share=False))
     tables = in_memory(lax.optimization_barrier(tables))
-    share = of_terms[0].share
 
     def value(rows: list[Taps], columns: list[Taps]) -> Array:
         weights = _weights(rows, columns)
@@ -81,10 +80,10 @@ def _crops(scheme: Scheme, orders: Any, images: Sequence[Array], of_terms: Seque
             pixels = _pixels(image, rows[0].first + k, columns[0].first + m).astype(scheme.compute)
             weight = weights[k, m]
             parts.append(jnp.where(weight == 0, 0, pixels * weight))  # what has no weight has no influence
-        return jnp.where(_inside(rows[0].inside, columns[0].inside), functools.reduce(jnp.add, parts), 0)
+        return jnp.where(inside(rows[0].inside, columns[0].inside), functools.reduce(jnp.add, parts), 0)
 
     rows, columns = zip(*tables, strict=True)
-    result = _sum_of_samples(scheme, list(rows), list(columns), share, value)
+    result = _sum_of_samples(scheme, list(rows), list(columns), places.share, value)
     return result[None] if one else result
 
 
@@ -112,9 +111,7 @@ def images(scheme: Scheme, shapes: Sequence[tuple[Any, ...]], crops: Array, term
 def _images(
     scheme: Scheme, shapes: Sequence[tuple[Any, ...]], orders: Any, crops: Array, of_terms: Sequence[Samples]
 ) -> list[Array]:
-    crops = crops.astype(scheme.compute)
-    if of_terms[0].share is not None:
-        crops = crops * of_terms[0].share[:, None, None, None]
+    crops = _shared(scheme, crops, of_terms[0])
     boxes, height, width, channels = crops.shape
     down, across = scheme.samples  # all of which are added at once: over devices, there is one sum of an image then
     crops = jnp.broadcast_to(crops[:, :, None, :, None], (boxes, height, down, width, across, channels))
@@ -126,8 +123,8 @@ def _images(
         rows, columns = zip(*[term.taps(window, share=False) for term in terms], strict=True)
         weights = _weights(rows, columns)
         grid = jnp.stack([jnp.stack([weights[k, m] for m in range(window[1])], -2) for k in range(window[0])], -3)
-        inside = _inside(rows[0].inside, columns[0].inside)[..., None, None]
-        updates = jnp.where(inside, crops, 0) * grid
+        counts = inside(rows[0].inside, columns[0].inside)[..., None, None]
+        updates = jnp.where(counts, crops, 0) * grid
         first_row = rows[0].first + terms[0].samples.item[:, None] * image_height
         starts = jnp.broadcast_arrays(first_row[:, :, None], columns[0].first[:, None, :])
         image = lax.scatter_add(
@@ -151,14 +148,12 @@ def _weights_of(
 ) -> tuple[Array, Array]:
     image, samples = _stacked(scheme, images, samples)
     down, across = scheme.samples
-    crops = crops.astype(scheme.compute)
-    if samples.share is not None:
-        crops = crops * samples.share[:, None, None, None]
+    crops = _shared(scheme, crops, samples)
     rows, columns = Term(samples, orders).taps(scheme.window, share=False)
     last_row, last_column = scheme.window[0] - 1, scheme.window[1] - 1
 
     def sums(rows: Taps, columns: Taps) -> tuple[Array, Array]:
-        inside = _inside(rows.inside, columns.inside)
+        counts = inside(rows.inside, columns.inside)
         pixels = [
             [_pixels(image, rows.first + k, columns.first + m).astype(scheme.compute) for m in range(last_column + 1)]
             for k in range(last_row + 1)
@@ -167,7 +162,7 @@ def _weights_of(
             [b - a for a, b in zip(pixels[0], pixels[-1], strict=True)], [w[:, None, :, None] for w in columns.weights]
         )
         by_columns = _weighed([row[-1] - row[0] for row in pixels], [w[:, :, None, None] for w in rows.weights])
-        row_sum, column_sum = (jnp.where(inside, by * crops, 0) for by in (by_rows, by_columns))
+        row_sum, column_sum = (jnp.where(counts, by * crops, 0) for by in (by_rows, by_columns))
         return row_sum.sum((2, 3)), column_sum.sum((1, 3))
 
     n_rows, n_columns = rows.first.shape[-1], columns.first.shape[-1]
@@ -176,11 +171,17 @@ def _weights_of(
     column_bars = zeros((boxes, n_columns // across, across), scheme.compute, crops, image, samples)
 
     def step(i: Any, j: Any, bars: tuple[Array, Array]) -> tuple[Array, Array]:
-        row_sum, column_sum = sums(_sample_of(down, rows, i), _sample_of(across, columns, j))
-        return bars[0].at[..., i].add(row_sum), bars[1].at[..., j].add(column_sum)
+        of_row, of_column = sums(_sample_of(down, rows, i), _sample_of(across, columns, j))
+        return bars[0].at[..., i].add(of_row), bars[1].at[..., j].add(of_column)
 
     row_bars, column_bars = _over_samples(scheme, step, (row_bars, column_bars))
     return row_bars.reshape(boxes, n_rows), column_bars.reshape(boxes, n_columns)
+
+
+def _shared(scheme: Scheme, crops: Array, samples: Samples) -> Array:
+    """The cotangents of samples, ``[N, h, w, C]``, of those of their bins."""
+    crops = crops.astype(scheme.compute)
+    return crops if samples.share is None else crops * samples.share[:, None, None, None]
 
 
 def _weighed(values: list[Array], weights: list[Array]) -> Array:
@@ -192,8 +193,7 @@ def _weighed(values: list[Array], weights: list[Array]) -> Array:
 @functools.partial(jax.checkpoint, static_argnums=0)  # keeps no mask for the backward pass
 def fill_tangent(scheme: Scheme, fill_dot: Array, samples: Samples) -> Array:
     """The tangent of crops ``[G, N, h, w, C]``, linear in the fill's."""
-    inside = _inside(samples.rows.inside, samples.columns.inside)
-    return jnp.where(inside, 0, fill_dot).astype(scheme.dtype)
+    return jnp.where(inside(samples.rows.inside, samples.columns.inside), 0, fill_dot).astype(scheme.dtype)
 
 
 def _stacked(scheme: Scheme, images: Sequence[Array], samples: Samples) -> tuple[Array, Samples]:
@@ -238,23 +238,18 @@ def _sum_of_samples(
     def of(i: Any, j: Any) -> Array:
         return value(_sample_of(down, rows, i), _sample_of(across, columns, j))
 
-    if down * across <= _UNROLLED:
-        total = functools.reduce(jnp.add, [of(i, j) for i in range(down) for j in range(across)])
-    else:
-        total = lax.fori_loop(
-            1, down * across, lambda k, total: total + of(k // across, k % across), of(jnp.int32(0), jnp.int32(0))
-        )
+    total = _over_samples(scheme, lambda i, j, total: total + of(i, j), of(0, 0), first=1)
     return total if share is None else total * share[..., None, None, None]
 
 
-def _over_samples(scheme: Scheme, step: Callable[[Any, Any, Any], Any], carry: Any) -> Any:
-    """``step(i, j, carry)`` for every sample of a bin."""
+def _over_samples(scheme: Scheme, step: Callable[[Any, Any, Any], Any], carry: Any, first: int = 0) -> Any:
+    """``step(i, j, carry)`` for every sample of a bin, or from one of them on."""
     down, across = scheme.samples
     if down * across <= _UNROLLED:
-        for i, j in itertools.product(range(down), range(across)):
-            carry = step(i, j, carry)
+        for k in range(first, down * across):
+            carry = step(*divmod(k, across), carry)
         return carry
-    return lax.fori_loop(0, down * across, lambda k, carry: step(k // across, k % across, carry), carry)
+    return lax.fori_loop(first, down * across, lambda k, carry: step(k // across, k % across, carry), carry)
 
 
 def _sample_of(count: int, tables: Any, index: Any) -> Any:
@@ -267,11 +262,6 @@ def _sample_of(count: int, tables: Any, index: Any) -> Any:
         return lax.dynamic_index_in_dim(by_pixel, index, axis=-1, keepdims=False)
 
     return jax.tree.map(of, tables)
-
-
-def _inside(rows: Array, columns: Array) -> Array:
-    """Whether samples are inside along rows ``[N, h]`` and along columns ``[N, w]``: ``[N, h, w, 1]``."""
-    return (rows[..., :, None] & columns[..., None, :])[..., None]
 
 
 def _interpolate(scheme: Scheme, image: Array, rows: Neighbours, columns: Neighbours) -> Array:

@@ -64,8 +64,7 @@ class Operands(NamedTuple):
 def crops(scheme: Scheme, images: Sequence[Array], terms: Sequence[Term]) -> Array:
     """The sum of terms, ``[G, N, h, w, C]`` in the scheme's dtype, linear in images and fractions."""
     samples = terms[0].samples
-    none: Any = None  # which is an empty tree
-    rest = samples._replace(rows=samples.rows._replace(fraction=none), columns=samples.columns._replace(fraction=none))
+    rest = samples.with_fractions(None, None)
     fractions = tuple((term.samples.rows.fraction, term.samples.columns.fraction) for term in terms)
     shapes = tuple(image.shape[1:4] for image in images)
     sum_ = Sum("crops", scheme, tuple(term.orders for term in terms), shapes)
@@ -82,12 +81,7 @@ def _run(program: Any, sum_: Sum, operands: Operands) -> Arrays:
     """The results, by one platform's programs."""
     scheme, samples = sum_.scheme, operands.samples
     terms = [
-        Term(
-            samples._replace(
-                rows=samples.rows._replace(fraction=row), columns=samples.columns._replace(fraction=column)
-            ),
-            orders,
-        )
+        Term(samples.with_fractions(row, column), orders)
         for (row, column), orders in zip(operands.terms, sum_.orders, strict=True)
     ]
     if sum_.result == "crops":

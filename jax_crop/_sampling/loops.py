@@ -20,7 +20,8 @@ from jax import Array, lax
 
 from jax_crop._calls import small
 from jax_crop._sampling import gather
-from jax_crop._sampling.tables import Samples, Scheme, Taps, Term
+from jax_crop._sampling.steps import at, loop, only, put, take
+from jax_crop._sampling.tables import Samples, Scheme, Taps, Term, flat, items_of_all
 from jax_crop._sampling.varying import zeros
 
 
@@ -39,7 +40,7 @@ def _crops(scheme: Scheme, images: Sequence[Array], terms: Sequence[Term], pixel
     groups, boxes, n_rows = samples.rows.index.shape
     down, across = scheme.samples
     size = n_rows // down, samples.columns.index.shape[-1] // across
-    share = _boxes(jnp.ones((groups, boxes), scheme.compute) if samples.share is None else samples.share)
+    share = flat(jnp.ones((groups, boxes), scheme.compute) if samples.share is None else samples.share)
     result = zeros((groups * boxes, *size, images[0].shape[-1]), scheme.compute, images, terms)
     for level, image in enumerate(images):
         tables = _tables(scheme, level, image.shape[1:4], terms, share=False)
@@ -53,7 +54,7 @@ def images(scheme: Scheme, shapes: Sequence[tuple[Any, ...]], crops: Array, term
     results = []
     for level, (batch, height, width) in enumerate(shapes):
         tables = _tables(scheme, level, (batch, height, width), terms)
-        result = _image((groups * batch * height, width, channels), _boxes(crops), tables)
+        result = _image((groups * batch * height, width, channels), flat(crops), tables)
         results.append(result.reshape(groups, batch, height, width, channels))
     return results
 
@@ -64,15 +65,10 @@ def weights(scheme: Scheme, crops: Array, images: Sequence[Array], term: Term) -
     parts = []
     for level, image in enumerate(images):
         ((rows, columns),) = _tables(scheme, level, image.shape[1:4], [term], share=False)
-        parts.append(_weights(_boxes(crops), image.reshape(-1, *image.shape[3:]), rows, columns))
+        parts.append(_weights(flat(crops), image.reshape(-1, *image.shape[3:]), rows, columns))
     row_bars, column_bars = (functools.reduce(jnp.add, of_levels) for of_levels in zip(*parts, strict=True))
     share = 1 if term.samples.share is None else term.samples.share[..., None]
     return row_bars.reshape(groups, boxes, -1) * share, column_bars.reshape(groups, boxes, -1) * share
-
-
-def _boxes(array: Array) -> Array:
-    """All groups' boxes, ``[G, N, ...]`` to ``[G * N, ...]``."""
-    return array.reshape(-1, *array.shape[2:])
 
 
 def _tables(
@@ -83,10 +79,9 @@ def _tables(
     tables = []
     for term in terms:
         rows, columns = Term(term.samples.of_level(level), term.orders).taps(scheme.windows[level], share)
-        group = jnp.arange(rows.first.shape[0], dtype=jnp.int32)[:, None]
-        first_row = (group * batch + term.samples.item) * height
+        first_row = items_of_all(term.samples.item, batch) * height
         rows = rows._replace(first=rows.first + first_row[..., None])
-        tables.append(jax.tree.map(_boxes, (rows, columns)))
+        tables.append(jax.tree.map(flat, (rows, columns)))
     return tables
 
 
@@ -117,18 +112,18 @@ def _with_crops(
                 def add_sample(sample: Array, total: Array) -> Array:
                     y, x = _split(sample, across)
                     y, x = i * down + y, j * across + x
-                    row, column = _at(rows.places, n, y), _at(columns.places, n, x)
-                    row_weights = [_at(rows.weights, n, y) for rows, _ in terms]
-                    column_weights = [_at(columns.weights, n, x) for _, columns in terms]
-                    pixels = _take(image, _start(row, column, image), window).astype(total.dtype)
-                    return total + _only(_inside(row, column), pixel_sum(pixels, row_weights, column_weights))
+                    row, column = at(rows.places, n, y), at(columns.places, n, x)
+                    row_weights = [at(rows.weights, n, y) for rows, _ in terms]
+                    column_weights = [at(columns.weights, n, x) for _, columns in terms]
+                    pixels = take(image, _start(row, column, image), window).astype(total.dtype)
+                    return total + only(_inside(row, column), pixel_sum(pixels, row_weights, column_weights))
 
-                total = _loop(down * across, add_sample, zeros((channels,), crops.dtype, crops, image, terms))
-                return _put(crops, (total * _at(share, n))[None, None, None], (n, i, j, 0))
+                total = loop(down * across, add_sample, zeros((channels,), crops.dtype, crops, image, terms))
+                return put(crops, (total * at(share, n))[None, None, None], (n, i, j, 0))
 
-            return _loop(width, with_bin, crops)
+            return loop(width, with_bin, crops)
 
-        return _down(starts, image.shape[0], with_bins, crops)
+        return _row_after_row(starts, image.shape[0], with_bins, crops)
 
     starts = _starts(*terms[0], crops.shape[1], image.shape[0])
     return small(with_all, crops, image, _term_tables(terms), share, starts)
@@ -142,7 +137,7 @@ def _weighed(pixels: Array, rows: Sequence[Array], columns: Sequence[Array]) -> 
     total = jnp.zeros_like(pixels[0, 0])
     for k, m in itertools.product(range(pixels.shape[0]), range(pixels.shape[1])):
         weight = functools.reduce(jnp.add, [row[k] * column[m] for row, column in zip(rows, columns, strict=True)])
-        total += _only(weight != 0, pixels[k, m] * weight)  # what has no weight has no influence
+        total += only(weight != 0, pixels[k, m] * weight)  # what has no weight has no influence
     return total
 
 
@@ -163,23 +158,23 @@ def _image(shape: tuple[int, ...], crops: Array, terms: Sequence[tuple[Taps, Tap
 
         def add_row(part: Array, image: Array) -> Array:
             n, i = _split(part, height)
-            row = _at(rows.places, n, i)
-            row_weights = [_at(rows.weights, n, i) for rows, _ in terms]
+            row = at(rows.places, n, i)
+            row_weights = [at(rows.weights, n, i) for rows, _ in terms]
 
             def add_sample(j: Array, image: Array) -> Array:
-                column = _at(columns.places, n, j)
-                column_weights = [_at(columns.weights, n, j) for _, columns in terms]
-                value = _only(_inside(row, column), _sample(crops, n, i, j, rows, columns))
+                column = at(columns.places, n, j)
+                column_weights = [at(columns.weights, n, j) for _, columns in terms]
+                value = only(_inside(row, column), _sample(crops, n, i, j, rows, columns))
                 weights = functools.reduce(
                     jnp.add, [r[:, None] * c[None] for r, c in zip(row_weights, column_weights, strict=True)]
                 )
                 added = (weights[..., None] * value[None, None]).reshape(window)
                 start = _start(row, column, image)
-                return _put(image, _take(image, start, window) + added, start)
+                return put(image, take(image, start, window) + added, start)
 
-            return _loop(width, add_sample, image, unroll=_MANY // _known(shape[2]))
+            return loop(width, add_sample, image, unroll=_MANY // _known(shape[2]))
 
-        return _down(starts, shape[0], add_row, image).reshape(shape)
+        return _row_after_row(starts, shape[0], add_row, image).reshape(shape)
 
     starts = _starts(rows, columns, rows.first.shape[1], shape[0])
     # Set by all threads, each of which is the first to use its pages.
@@ -209,34 +204,34 @@ def _weights(crops: Array, image: Array, rows: Taps, columns: Taps) -> tuple[Arr
         others = crops, image, rows, columns
 
         def add_row(n: Array, i: Array, sums: tuple[Array, Array]) -> tuple[Array, Array]:
-            row, own_columns = _at(rows, n, i), _at(columns, n)
+            row, own_columns = at(rows, n, i), at(columns, n)
             crop = _row_of_samples(crops, n, i, rows, columns)
 
             def add_sample(j: Array, sums: tuple[Array, Array]) -> tuple[Array, Array]:
                 row_sum, column_sums = sums
-                column, value = _at((own_columns, crop), j)
+                column, value = at((own_columns, crop), j)
                 start = _start(row.places, column.places, image)
-                pixels = _take(image, start, _merged(window)).astype(value.dtype).reshape(window)
+                pixels = take(image, start, _merged(window)).astype(value.dtype).reshape(window)
                 by_row = _weighed_sum([pixels[-1, k] - pixels[0, k] for k in range(window[1])], column.weights)
                 by_column = _weighed_sum([pixels[k, -1] - pixels[k, 0] for k in range(window[0])], row.weights)
                 inside = _inside(row.places, column.places)
-                by_row, by_column = _only(inside, by_row * value), _only(inside, by_column * value)
-                column_sum = _take(column_sums, (j, 0), (1, channels)) + by_column[None]
-                return row_sum + by_row, _put(column_sums, column_sum, (j, 0))
+                by_row, by_column = only(inside, by_row * value), only(inside, by_column * value)
+                column_sum = take(column_sums, (j, 0), (1, channels)) + by_column[None]
+                return row_sum + by_row, put(column_sums, column_sum, (j, 0))
 
             row_sums, column_sums = sums
             row_sum = zeros((channels,), dtype, others)
-            row_sum, column_sums = _loop(width, add_sample, (row_sum, column_sums), unroll=_MANY // _known(channels))
-            return _put(row_sums, _sum(row_sum[None]), (i,)), column_sums
+            row_sum, column_sums = loop(width, add_sample, (row_sum, column_sums), unroll=_MANY // _known(channels))
+            return put(row_sums, _sum(row_sum[None]), (i,)), column_sums
 
         def of_box(n: Array, results: tuple[Array, Array]) -> tuple[Array, Array]:
             of_rows, of_columns = results
             sums = zeros((height,), dtype, others), zeros((width, channels), dtype, others)
-            row_sums, column_sums = _loop(height, lambda i, sums: add_row(n, i, sums), sums)
-            return _put(of_rows, row_sums[None], (n, 0)), _put(of_columns, _sum(column_sums)[None], (n, 0))
+            row_sums, column_sums = loop(height, lambda i, sums: add_row(n, i, sums), sums)
+            return put(of_rows, row_sums[None], (n, 0)), put(of_columns, _sum(column_sums)[None], (n, 0))
 
         results = zeros((boxes, height), dtype, others), zeros((boxes, width), dtype, others)
-        return _down(starts, image.shape[0], of_box, results)
+        return _row_after_row(starts, image.shape[0], of_box, results)
 
     starts = _starts(rows, columns, 1, image.shape[0])
     return small(of_all, crops, image, _table(rows), _table(columns, image.shape), starts)
@@ -244,7 +239,7 @@ def _weights(crops: Array, image: Array, rows: Taps, columns: Taps) -> tuple[Arr
 
 def _weighed_sum(values: Sequence[Array], weights: Array) -> Array:
     """What has no weight has no influence."""
-    parts = [_only(weights[k] != 0, value * weights[k]) for k, value in enumerate(values)]
+    parts = [only(weights[k] != 0, value * weights[k]) for k, value in enumerate(values)]
     return functools.reduce(jnp.add, parts)
 
 
@@ -312,43 +307,20 @@ def _inside(row: Array, column: Array) -> Array:
 def _sample(crops: Array, n: Array, i: Array, j: Array, rows: _Table, columns: _Table) -> Array:
     """The cotangent ``[C]`` of a sample, which is that of its bin."""
     down, across = rows.places.shape[1] // crops.shape[1], columns.places.shape[1] // crops.shape[2]
-    return _at(crops, n, _split(i, down)[0], _split(j, across)[0]).astype(rows.weights.dtype)
+    return at(crops, n, _split(i, down)[0], _split(j, across)[0]).astype(rows.weights.dtype)
 
 
 def _row_of_samples(crops: Array, n: Array, i: Array, rows: _Table, columns: _Table) -> Array:
     """Those of a row, ``[w * samples, C]``: one run of floats, which is faster where channels are few."""
     _, height, width, channels = crops.shape
     down, across = rows.places.shape[1] // height, columns.places.shape[1] // width
-    of_bins = _at(crops, n, _split(i, down)[0]).astype(rows.weights.dtype)
+    of_bins = at(crops, n, _split(i, down)[0]).astype(rows.weights.dtype)
     return jnp.broadcast_to(of_bins[:, None], (width, across, channels)).reshape(-1, channels)
 
 
 def _split(index: Array, count: int) -> tuple[Array, Array]:
     """Which run of ``count`` elements an element is in, and which of them it is."""
     return lax.div(index, jnp.int32(count)), lax.rem(index, jnp.int32(count))
-
-
-def _at(arrays: Any, *indices: int | Array) -> Any:
-    """Element ``indices`` of arrays' first axes."""
-
-    def element(array: Array) -> Array:
-        shape = array.shape[len(indices) :]
-        return _take(array, (*indices, *[0] * len(shape)), (*[1] * len(indices), *shape)).reshape(shape)
-
-    return jax.tree.map(element, arrays)
-
-
-def _take(array: Array, start: tuple[Any, ...], shape: tuple[int, ...]) -> Array:
-    return lax.dynamic_slice(array, [jnp.int32(i) for i in start], shape, allow_negative_indices=False)
-
-
-def _put(array: Array, part: Array, start: tuple[Any, ...]) -> Array:
-    return lax.dynamic_update_slice(array, part, [jnp.int32(i) for i in start], allow_negative_indices=False)
-
-
-def _only(inside: Array, values: Array) -> Array:
-    """The values, 0 if not inside."""
-    return lax.select(inside, values, jnp.zeros_like(values))  # jnp.where would remain a call
 
 
 def _between(values: Any, weights: Array) -> Array:
@@ -366,16 +338,16 @@ def _sum(values: Array) -> Array:
     lanes = math.gcd(_known(channels), 16)  # so many sums at once, which are then folded
 
     def add(k: Array, sums: Array) -> Array:
-        return sums + _take(values, (0, k * lanes), (count, lanes))
+        return sums + take(values, (0, k * lanes), (count, lanes))
 
-    sums = _loop(channels // lanes - 1, lambda k, sums: add(k + 1, sums), values[:, :lanes])
+    sums = loop(channels // lanes - 1, lambda k, sums: add(k + 1, sums), values[:, :lanes])
     while lanes > 1:
         lanes //= 2
         sums = sums[:, :lanes] + sums[:, lanes:]
     return sums[:, 0]
 
 
-def _down(starts: Array, height: int, body: Callable[[Array, Any], Any], carry: Any) -> Any:
+def _row_after_row(starts: Array, height: int, body: Callable[[Array, Any], Any], carry: Any) -> Any:
     """A loop over those parts that start in the image, row after row, so that its rows stay in caches."""
     none = jnp.int32(starts.shape[0])
 
@@ -384,26 +356,20 @@ def _down(starts: Array, height: int, body: Callable[[Array, Any], Any], carry: 
     def link(step: Array, links: tuple[Array, Array]) -> tuple[Array, Array]:
         newest, following = links
         part = none - 1 - step
-        row = _at(starts, part)
-        newest = _put(newest, jnp.stack([part, _at(newest, row)[0]])[None], (row, 0))
-        return newest, _put(following, _at(newest, row)[1:], (part,))
+        row = at(starts, part)
+        newest = put(newest, jnp.stack([part, at(newest, row)[0]])[None], (row, 0))
+        return newest, put(following, at(newest, row)[1:], (part,))
 
     def links(shape: tuple[int, ...]) -> Array:
         return zeros(shape, jnp.int32, starts) + none
 
-    newest, following = _loop(starts.shape[0], link, (links((height + 1, 2)), links(starts.shape)))
+    newest, following = loop(starts.shape[0], link, (links((height + 1, 2)), links(starts.shape)))
 
     def of_row(row: Array, carry: Any) -> Any:
         def of_next(state: tuple[Array, Any]) -> tuple[Array, Any]:
             part, carry = state
-            return _at(following, part), body(part, carry)
+            return at(following, part), body(part, carry)
 
-        return lax.while_loop(lambda state: state[0] < none, of_next, (_at(newest, row)[0], carry))[1]
+        return lax.while_loop(lambda state: state[0] < none, of_next, (at(newest, row)[0], carry))[1]
 
-    return _loop(height, of_row, carry)
-
-
-def _loop(count: int | Array, body: Callable[[Array, Any], Any], carry: Any, unroll: int = 1) -> Any:
-    return lax.fori_loop(
-        0, count, lambda i, carry: body(jnp.asarray(i, jnp.int32), carry), carry, unroll=max(1, unroll)
-    )
+    return loop(height, of_row, carry)

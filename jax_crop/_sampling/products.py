@@ -21,7 +21,7 @@ from jax import Array, lax
 from jax_crop import _kernels
 from jax_crop._geometry import Axis
 from jax_crop._kernels import Kernel
-from jax_crop._sampling.tables import Samples, Scheme, Taps, Term, float_of
+from jax_crop._sampling.tables import Samples, Scheme, Taps, Term, flat, float_of, inside, items_of_all
 from jax_crop._sampling.varying import zeros
 
 # What lies between two products, of all boxes of a chunk.
@@ -85,8 +85,7 @@ def _crops_of_level(
         own = _own(image, item).astype(scheme.compute)
         total = []
         for rows, columns in _dense(scheme, tables, image.shape):
-            between = _einsum("gnir,grwc->gniwc", rows, own, precision=precision)
-            total.append(_einsum("gniwc,gnjw->gnijc", between, columns, precision=precision))
+            total.append(_product(own, rows, columns, precision))
         return functools.reduce(jnp.add, total)
 
     results = lax.map(lambda chunk: of_chunk(*chunk), (chunks.items, chunks.split(tables)))
@@ -106,8 +105,8 @@ def values_of_kernel(kernel: Kernel, dtype: Any, of_groups: tuple[Array, Array],
             result,
             image,
         )
-    inside = samples.rows.inside[..., :, None] & samples.columns.inside[..., None, :]
-    return jnp.where(inside[..., None], result, fill[:, None, None, None]).astype(dtype)
+    counts = inside(samples.rows.inside, samples.columns.inside)
+    return jnp.where(counts, result, fill[:, None, None, None]).astype(dtype)
 
 
 def finite(image: Array) -> Array:
@@ -126,8 +125,8 @@ def crops_of_kernel(
 
     @jax.checkpoint  # or its matrices would stay for the derivative
     def of_chunk(own: Array, axes: tuple[Axis, Axis]) -> Array:
-        matrices = [_kernels.weights(kernel, axis, size) for axis, size in zip(axes, own.shape[1:3], strict=True)]
-        return (product or _product)(own.astype(dtype), *matrices)
+        rows, columns = (_kernels.weights(kernel, *of_axis) for of_axis in zip(axes, own.shape[1:3], strict=True))
+        return (product or _product)(own.astype(dtype), rows, columns)
 
     results = lax.map(
         lambda chunk: of_chunk(_own(image, chunk[0]), chunk[1]),
@@ -136,9 +135,10 @@ def crops_of_kernel(
     return layout.in_groups(chunks.join(results))
 
 
-def _product(images: Array, rows: Array, columns: Array) -> Array:
+def _product(images: Array, rows: Array, columns: Array, precision: lax.Precision = lax.Precision.HIGHEST) -> Array:
     """Crops ``[G, N, h, w, C]`` of an image of each group."""
-    return _einsum("gniwc,gnjw->gnijc", _einsum("gnir,grwc->gniwc", rows, images), columns)
+    between = _einsum("gnir,grwc->gniwc", rows, images, precision=precision)
+    return _einsum("gniwc,gnjw->gnijc", between, columns, precision=precision)
 
 
 def _product_of_not_finite(images: Array, rows: Array, columns: Array) -> Array:
@@ -199,12 +199,8 @@ def _weights_of_level(
     image, crops, (term,) = layout.images(image), layout.boxes(crops), layout.terms([term])
     # The slopes are the derivative times a fraction of 1.
     samples = term.samples
-    ones = samples._replace(
-        rows=samples.rows._replace(fraction=jnp.ones_like(samples.rows.fraction)),
-        columns=samples.columns._replace(fraction=jnp.ones_like(samples.columns.fraction)),
-        share=None,
-    )
-    terms = [term, Term(ones, (1, 1))]
+    ones = samples.with_fractions(*(jnp.ones_like(axis.fraction) for axis in samples[:2]))
+    terms = [term, Term(ones._replace(share=None), (1, 1))]
     tables = _tables(scheme, level, terms)
     chunks = _chunks(layout, samples)
     share = None if samples.share is None else samples.share[..., None]
@@ -212,7 +208,7 @@ def _weights_of_level(
     def of_chunk(item: Array, crops: Array, tables: Any) -> tuple[Array, Array]:
         own, crops = _own(image, item).astype(scheme.compute), crops.astype(scheme.compute)
         # The share is in the weights of rows, which those of rows themselves are not multiplied with.
-        (rows, columns), _ = _dense(scheme, tables, image.shape)
+        ((rows, columns),) = _dense(scheme, tables[:1], image.shape)
         row_slopes, column_slopes = (
             _matrix(taps, size, 1) for taps, size in zip(tables[1], own.shape[1:3], strict=True)
         )
@@ -274,16 +270,18 @@ class _Layout(NamedTuple):
 
     def boxes(self, tables: Any) -> Any:
         """Tables ``[G, N, ...]`` as those of the layout's groups."""
-        return tables if self.together else jax.tree.map(lambda x: x.reshape(1, -1, *x.shape[2:]), tables)
+        return tables if self.together else jax.tree.map(lambda table: flat(table)[None], tables)
 
     def in_groups(self, table: Array) -> Array:
         """The reverse of `boxes`."""
         return table.reshape(self.given[0], -1, *table.shape[2:])
 
     def terms(self, terms: Sequence[Term]) -> list[Term]:
-        groups, batch, *_ = self.given
-        first = jnp.zeros((), jnp.int32) if self.together else jnp.arange(groups, dtype=jnp.int32)[:, None] * batch
-        return [Term(self.boxes(term.samples._replace(item=term.samples.item + first)), term.orders) for term in terms]
+        def of(samples: Samples) -> Samples:
+            item = samples.item if self.together else items_of_all(samples.item, self.given[1])
+            return self.boxes(samples._replace(item=item))
+
+        return [Term(of(term.samples), term.orders) for term in terms]
 
 
 def _own(image: Array, item: Array) -> Array:

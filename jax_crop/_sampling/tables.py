@@ -62,12 +62,31 @@ class Samples(NamedTuple):
     level: Array | None
     share: Array | None
 
+    def with_fractions(self, rows: Any, columns: Any) -> "Samples":
+        """The samples at other fractions, or moved so far."""
+        return self._replace(rows=self.rows._replace(fraction=rows), columns=self.columns._replace(fraction=columns))
+
     def of_level(self, level: int) -> "Samples":
         """The samples of one of several maps; all others are outside."""
         if self.level is None:
             return self
         inside = self.rows.inside & (self.level == level)[..., None]
         return self._replace(rows=self.rows._replace(inside=inside))
+
+
+def inside(rows: Array, columns: Array) -> Array:
+    """Whether samples are inside along rows ``[..., h]`` and along columns ``[..., w]``: ``[..., h, w, 1]``."""
+    return (rows[..., :, None] & columns[..., None, :])[..., None]
+
+
+def flat(table: Array) -> Array:
+    """All groups' boxes, ``[G, N, ...]`` to ``[G * N, ...]``."""
+    return table.reshape(-1, *table.shape[2:])
+
+
+def items_of_all(item: Array, batch: Any) -> Array:
+    """Which of all groups' images each box is of, ``[G, N]``: each group has a batch of them."""
+    return item + jnp.arange(item.shape[0], dtype=jnp.int32)[:, None] * batch
 
 
 def in_items(rows: Axis, box_indices: Array | None, batch: Any) -> tuple[Array, Axis]:

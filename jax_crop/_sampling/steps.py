@@ -1,0 +1,37 @@
+"""What small programs (`_calls.small`) are made of: reads, writes and loops that XLA compiles to plain machine code."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+
+def at(arrays: Any, *indices: int | Array) -> Any:
+    """Element ``indices`` of arrays' first axes."""
+
+    def element(array: Array) -> Array:
+        shape = array.shape[len(indices) :]
+        return take(array, (*indices, *[0] * len(shape)), (*[1] * len(indices), *shape)).reshape(shape)
+
+    return jax.tree.map(element, arrays)
+
+
+def take(array: Array, start: tuple[Any, ...], shape: tuple[int, ...]) -> Array:
+    return lax.dynamic_slice(array, [jnp.int32(i) for i in start], shape, allow_negative_indices=False)
+
+
+def put(array: Array, part: Array, start: tuple[Any, ...]) -> Array:
+    return lax.dynamic_update_slice(array, part, [jnp.int32(i) for i in start], allow_negative_indices=False)
+
+
+def only(inside: Array, values: Array) -> Array:
+    """The values, 0 if not inside."""
+    return lax.select(inside, values, jnp.zeros_like(values))  # jnp.where would remain a call
+
+
+def loop(count: int | Array, body: Callable[[Array, Any], Any], carry: Any, unroll: int = 1) -> Any:
+    return lax.fori_loop(
+        0, count, lambda i, carry: body(jnp.asarray(i, jnp.int32), carry), carry, unroll=max(1, unroll)
+    )

@@ -12,7 +12,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))]
-EXAMPLE = re.compile(r"^```python\n(.*?)^```$(?:\n+^```text\n(.*?)^```$)?", re.MULTILINE | re.DOTALL)
+EXAMPLE = re.compile(r"^```python\n(?!--8<--)(.*?)^```$(?:\n+^```text\n(.*?)^```$)?", re.MULTILINE | re.DOTALL)
+SNIPPET = re.compile(r'^```python\n--8<-- "(.*)"\n```$', re.MULTILINE)  # a whole file, shown by the site
 
 
 def of_each(pages):
@@ -45,7 +46,14 @@ def test_code_does_what_the_page_shows(page, tmp_path, monkeypatch):
 def test_no_block_goes_untested(page):
     text = page.read_text()
     assert set(re.findall(r"^ *```([^\n]+)$", text, re.MULTILINE)) <= {"python", "text", "bash"}
-    assert text.count("```python") == len(EXAMPLE.findall(text))
+    files = SNIPPET.findall(text)
+    assert text.count("```python") == len(EXAMPLE.findall(text)) + len(files)
+    assert [file for file in files if not re.fullmatch(r"examples/\w+\.py", file)] == []  # .ci/run runs those
+
+
+def test_site_shows_every_example():
+    shown = SNIPPET.findall((ROOT / "docs/examples.md").read_text())
+    assert sorted(shown) == sorted(f"examples/{path.name}" for path in (ROOT / "examples").glob("*.py"))
 
 
 def test_links_of_readme_lead_somewhere():

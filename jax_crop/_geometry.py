@@ -12,7 +12,7 @@ from jax import Array, lax
 from jax.typing import DTypeLike
 
 from jax_crop import _exact
-from jax_crop._calls import in_one_loop
+from jax_crop._calls import in_memory, in_one_loop
 from jax_crop._exact import Integers
 
 
@@ -117,7 +117,7 @@ def locate(
     code = jnp.clip(index, 0, before_last) << 2 | inside.astype(jnp.int32) << 1 | moves.astype(jnp.int32)
     code, fraction = in_one_loop(code, fraction.astype(dtype))
 
-    fraction = _moved(fraction, edges, lattice, moves=(code & 1) > 0)
+    fraction = in_memory(_moved(fraction, edges, lattice, moves=(code & 1) > 0))
     return _apart(Axis(lax.shift_right_logical(code, jnp.full_like(code, 2)), fraction, (code & 2) > 0), lattices)
 
 
@@ -172,11 +172,11 @@ def _moved(fraction: Array, edges: Array, lattice: Any, moves: Array) -> Array:
     would say the same, but JAX forgets it in second derivatives through `lax.scan`.)
     """
     edges = jnp.where(jnp.isfinite(edges), edges, 0)
-    zero = (edges - lax.stop_gradient(edges)).astype(fraction.dtype)
-    for i, weight in enumerate((lattice.to_start, lattice.to_stop)):
-        slope = jnp.asarray(weight * lattice.scale, zero.dtype) / jnp.asarray(lattice.steps, zero.dtype)
-        fraction += jnp.where(moves, zero[..., i : i + 1] * slope, 0)
-    return fraction
+    zeros = (edges - lax.stop_gradient(edges)).astype(fraction.dtype)
+    steps = jnp.asarray(lattice.steps, zeros.dtype)
+    slopes = [jnp.asarray(weight * lattice.scale, zeros.dtype) / steps for weight in (lattice.to_start, lattice.to_stop)]
+    shift = zeros[..., :1] * slopes[0] + zeros[..., 1:] * slopes[1]
+    return fraction + jnp.where(moves, shift, 0)
 
 
 def _edges(boxes: Array) -> Array:

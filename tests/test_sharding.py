@@ -185,6 +185,9 @@ def test_meshes_of_two_kinds(operation, argument):
         np.testing.assert_allclose(result, expected, rtol=0, atol=2e-6 * np.abs(expected).max())
 
 
+@pytest.mark.xfail(
+    jax.__version_info__ < (0, 8, 1), reason="before JAX 0.8.1, even x + 1 in a shard_map fails so", raises=ValueError
+)
 def test_vmap_over_an_axis_of_an_explicit_mesh():
     mesh = mesh_of("batch", AxisType.Explicit)
     result = on_mesh(mesh, jax.vmap(crop), P("data"), P("data"))

@@ -1,14 +1,16 @@
 """Measure speed, memory and correctness, and write the pages in docs/.
 
-On a GPU the same command measures there, beside those peers that have one. ``python -m benchmarks accelerators`` asks
-the compilers of TPUs and GPUs instead, and needs neither.
+All parts take half an hour on two cores; each is saved as soon as it is measured. On a GPU the same command measures
+there, beside those peers that have one. ``python -m benchmarks accelerators`` asks the compilers of TPUs and GPUs
+instead, and needs neither.
 """
 
 import argparse
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -19,12 +21,24 @@ if sys.argv[1:2] == ["accelerators"]:  # with other settings of JAX, and other p
 
 import jax
 
-from benchmarks import correctness, memory, report, results, scaling, speed
-from benchmarks.cases import ALL, Case
+from benchmarks import compositions, correctness, first_call, memory, report, results, speed
+from benchmarks.cases import CROPS, KERNELS, ROIS, Case
 from benchmarks.measure import QUICK, Effort
 
-_PARTS = ("speed", "scaling", "memory", "correctness")
 _PAGES = "pages"
+_ALL = (*CROPS, *ROIS, *KERNELS)
+
+# What each part measures, of the chosen cases where it has such.
+_PARTS: dict[str, Callable[[Sequence[Case], Effort], Sequence[Any]]] = {
+    "speed": lambda cases, effort: speed.measure([c for c in cases if c not in KERNELS], effort),
+    "kernels": lambda cases, effort: speed.measure([c for c in cases if c in KERNELS], effort),
+    "compositions": lambda _, effort: compositions.measure(effort._replace(turns=3)),
+    "first_call": lambda _, effort: first_call.measure(quick=effort == QUICK),
+    "scaling": lambda _, effort: speed.scaling(effort._replace(seconds=effort.seconds / 2)),
+    "memory": lambda _, effort: memory.measure(quick=effort == QUICK),
+    "correctness": lambda _, effort: correctness.measure(quick=effort == QUICK),
+}
+_ALSO_KEPT = ("speed", "kernels")  # measured once more, under other settings of the allocator
 
 
 def main() -> None:
@@ -37,10 +51,7 @@ def main() -> None:
     )
     parser.add_argument("--quick", action="store_true", help="hardly repeat anything, and save nothing")
     parser.add_argument(
-        "--malloc",
-        choices=("default", "keep"),
-        default="default",
-        help="keep: glibc keeps memory that is freed; only speed is measured",
+        "--malloc", choices=("default", "keep"), default="default", help="keep: glibc keeps freed memory"
     )
     options = parser.parse_args()
 
@@ -49,33 +60,25 @@ def main() -> None:
         os.execve(sys.executable, [sys.executable, "-m", "benchmarks", *sys.argv[1:]], os.environ | results.KEEP)
 
     texts = [name for name in options.names if name not in (*_PARTS, _PAGES)]
+    cases = [case for case in _ALL if all(text in case.name for text in texts)]
+    if not cases:
+        parser.error(f"no case has {' and '.join(texts)} in its name: {'; '.join(case.name for case in _ALL)}")
     parts = [name for name in options.names if name in _PARTS]
     if not parts and _PAGES not in options.names:
-        parts = ["speed"] if keep or texts else list(_PARTS)
-    cases = [case for case in ALL if all(text in case.name for text in texts)]
-    if not cases:
-        parser.error(f"no case has {' and '.join(texts)} in its name: {'; '.join(case.name for case in ALL)}")
+        parts = list(_ALSO_KEPT if keep or texts else _PARTS)
 
     saves = not (texts or options.quick)
+    start = time.perf_counter()
     for part in parts:
-        rows = _measure(part, cases, QUICK if options.quick else Effort())
+        rows = _PARTS[part](cases, QUICK if options.quick else Effort())
         if saves:
             results.save(f"{part}-keep" if keep else part, rows)
-    if saves and not keep:
-        if "speed" in parts and jax.default_backend() == "cpu":  # once more, under other settings of the allocator
-            subprocess.run([sys.executable, "-m", "benchmarks", "speed", "--malloc", "keep"], check=True)
+        print(f"== {part}: done after {(time.perf_counter() - start) / 60:.1f} minutes\n", flush=True)
+        if saves and not keep and part in _ALSO_KEPT and jax.default_backend() == "cpu":
+            subprocess.run([sys.executable, "-m", "benchmarks", part, "--malloc", "keep"], check=True)
+    if not keep and (saves or _PAGES in options.names):
         report.write()
-        print(report.headline(jax.default_backend()))
-
-
-def _measure(part: str, cases: Sequence[Case], effort: Effort) -> Sequence[Any]:
-    if part == "speed":
-        return speed.measure(cases, effort)
-    if part == "scaling":
-        return scaling.measure(effort._replace(seconds=effort.seconds / 2))
-    if part == "memory":
-        return memory.measure(cases)
-    return correctness.measure(quick=effort == QUICK)
+        print("\n".join(report.headlines(jax.default_backend())))
 
 
 if __name__ == "__main__":

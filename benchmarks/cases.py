@@ -1,5 +1,6 @@
 """What is measured: images, boxes in them, and what is asked of the crops. All in NumPy."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -7,7 +8,16 @@ import ml_dtypes
 import numpy as np
 
 OPERATIONS = ("forward", "image gradient", "box gradient", "training step")
+KINDS = ("crop", "ROIAlign", "pyramid", "antialiased")
 _HIDDEN = 16  # columns of the training step's matrix
+
+# Options of crop_and_resize, by the name of a case's method.
+METHODS: dict[str, dict[str, Any]] = {
+    "": {},
+    "half-pixel": {"align_corners": False},
+    "antialiased": {"align_corners": False, "antialias": True},
+    "antialiased cubic": {"align_corners": False, "antialias": True, "method": "cubic"},
+}
 
 
 class Case(NamedTuple):
@@ -20,6 +30,7 @@ class Case(NamedTuple):
         dtype: of the image. Crops have it too if it is a floating one, else they are float32.
         strides: how many input pixels a pixel of each map spans.
         smallest: the shortest side of a box, as a share of the image's.
+        method: a name of `METHODS`.
     """
 
     maps: tuple[tuple[int, int, int, int], ...]
@@ -28,17 +39,19 @@ class Case(NamedTuple):
     dtype: str = "float32"
     strides: tuple[int, ...] = ()
     smallest: float = 0.05
+    method: str = ""
 
     @property
     def kind(self) -> str:
-        return ("crop_and_resize", "roi_align", "multilevel_roi_align")[min(len(self.strides), 2)]
+        return "antialiased" if self.method.startswith("antialiased") else KINDS[min(len(self.strides), 2)]
 
     @property
     def name(self) -> str:
         operation = ("", "ROIAlign of ", "ROIAlign of the pyramid below ")[min(len(self.strides), 2)]
         shape = "×".join(map(str, self.maps[0]))
         dtype = "" if self.dtype == "float32" else f" {self.dtype}"
-        return f"{operation}{shape}{dtype}, {self.boxes} → {self.size[0]}×{self.size[1]}"
+        method = f", {self.method}" if self.method else ""
+        return f"{operation}{shape}{dtype}, {self.boxes} → {self.size[0]}×{self.size[1]}{method}"
 
     @property
     def samples(self) -> int:
@@ -59,7 +72,9 @@ class Case(NamedTuple):
 
     @property
     def operations(self) -> tuple[str, ...]:
-        """Integer images have no gradient."""
+        """Integer images have no gradient; where one is asked for, it is that of the same image in float32."""
+        if self.kind == "antialiased":
+            return OPERATIONS[:3]
         return ("forward", "box gradient") if self.image_dtype.kind == "u" else OPERATIONS
 
     @property
@@ -75,8 +90,8 @@ class Data(NamedTuple):
     """The arguments of a case, and the cotangent of its crops.
 
     Boxes are ``[y1, x1, y2, x2]``, those of one image after those of another: normalized for crop_and_resize, in input
-    pixels for ROIAlign. They keep clear of the border, where the conventions of the peers differ. `levels` tells which
-    map each is read from.
+    pixels for ROIAlign. They keep clear of the border, where the conventions of the peers differ, and cut on whole
+    pixels where those of antialiasing must. `levels` tells which map each is read from.
     """
 
     maps: tuple[np.ndarray, ...]
@@ -95,6 +110,9 @@ CROPS = (
     Case(((1, 1080, 1920, 3),), 32, (112, 112)),
     Case(((1, 1080, 1920, 3),), 32, (112, 112), "uint8"),
     Case(((64, 224, 224, 3),), 64, (224, 224), "uint8", smallest=0.3),
+    Case(((64, 224, 224, 3),), 64, (224, 224), smallest=0.3),
+    Case(((16, 512, 512, 1),), 64, (96, 96)),
+    Case(((1, 100, 152, 256),), 300, (7, 7)),
     Case(((1, 200, 304, 256),), 1000, (7, 7)),
     Case(((1, 200, 304, 256),), 1000, (7, 7), "bfloat16"),
 )
@@ -105,7 +123,47 @@ ROIS = (
     Case(((1, 200, 304, 256),), 100, (14, 14), strides=(4,)),
     Case(_PYRAMID, 1000, (7, 7), strides=(4, 8, 16, 32, 64)),
 )
-ALL = CROPS + ROIS
+KERNELS = tuple(
+    Case((shape,), boxes, (size, size), "uint8", smallest=smallest, method=method)
+    for shape, boxes, size, smallest in (
+        ((64, 224, 224, 3), 64, 224, 0.3),
+        ((1, 1080, 1920, 3), 32, 112, 0.05),
+        ((8, 640, 640, 3), 8, 224, 0.05),
+    )
+    for method in ("antialiased", "antialiased cubic")
+)
+
+
+class Axis(NamedTuple):
+    """What grows; no result is so large that the allocator fetches fresh memory from the system for it."""
+
+    title: str
+    values: tuple[int, ...]
+    case: Callable[[int], Case]
+
+
+AXES = {
+    "boxes": Axis(
+        "boxes of 1×128×128×16 → 7×7",
+        (1, 5, 20, 100, 500, 2000, 10_000),
+        lambda boxes: Case(((1, 128, 128, 16),), boxes, (7, 7)),
+    ),
+    "batch": Axis(
+        "images of 8×8×3, with a box → 4×4 in each",
+        (1, 4, 16, 64, 256, 1024, 4096, 8192),
+        lambda batch: Case(((batch, 8, 8, 3),), batch, (4, 4)),
+    ),
+    "crop-size": Axis(
+        "rows and columns of 8 crops of 1×512×512×3",
+        (4, 8, 16, 32, 64, 128, 256, 512),
+        lambda size: Case(((1, 512, 512, 3),), 8, (size, size)),
+    ),
+    "channels": Axis(
+        "channels of 1×64×64, 64 boxes → 14×14",
+        (1, 2, 3, 4, 8, 16, 17, 64, 255, 256),
+        lambda channels: Case(((1, 64, 64, channels),), 64, (14, 14)),
+    ),
+}
 
 
 def make(case: Case, seed: int = 0) -> Data:
@@ -117,26 +175,22 @@ def make(case: Case, seed: int = 0) -> Data:
     sides = np.exp(rng.uniform(np.log(case.smallest), np.log(0.9), (case.boxes, 2)))
     starts = rng.uniform(0.02, 0.98 - sides)
     boxes = np.concatenate([starts, starts + sides], axis=1)
+    pixels = np.tile(case.maps[0][1:3], 2)
     if case.strides:
-        boxes *= np.tile(case.maps[0][1:3], 2) * case.strides[0]
+        boxes *= pixels * case.strides[0]
+    if case.kind == "antialiased":
+        boxes = np.round(boxes * pixels) / pixels
 
-    batch = case.maps[0][0]
-    return Data(
-        maps=tuple(m.astype(case.image_dtype) for m in maps),
-        boxes=boxes.astype(np.float32),
-        box_indices=np.repeat(np.arange(batch, dtype=np.int32), case.boxes // batch),
-        levels=_levels(case, boxes),
-        crops_bar=rng.standard_normal(case.crops_shape, np.float32).astype(case.crops_dtype),
-        weights=rng.standard_normal((int(np.prod(case.crops_shape[1:])), _HIDDEN), np.float32),
-    )
+    crops_bar = rng.standard_normal(case.crops_shape, np.float32).astype(case.crops_dtype)
+    weights = rng.standard_normal((int(np.prod(case.crops_shape[1:])), _HIDDEN), np.float32)
+    indices = np.repeat(np.arange(case.maps[0][0], dtype=np.int32), case.boxes // case.maps[0][0])
+    maps = tuple(m.astype(case.image_dtype) for m in maps)
+    return Data(maps, boxes.astype(np.float32), indices, _levels(case, boxes), crops_bar, weights)
 
 
 def abstract(case: Case) -> Data:
     """The shapes and dtypes of `make`, without the arrays."""
-
-    def struct(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(shape, dtype)
-
+    struct = jax.ShapeDtypeStruct
     return Data(
         maps=tuple(struct(shape, case.image_dtype) for shape in case.maps),
         boxes=struct((case.boxes, 4), np.float32),

@@ -1,14 +1,17 @@
 """The same operation elsewhere: each peer gets the inputs in its own tensors and layout before the clock runs.
 
-A peer is a function of (case, operation, data) that returns a `Call`, or None for what it does not offer. Outputs and
-cotangents stay in the peer's layout too; only `Call.value` brings them into ours.
+A peer makes of (case, operation, data) a `Call`, or None of what it does not offer. Outputs and cotangents stay in the
+peer's layout too; only `Call.value` brings them into ours.
+
+torchvision joins where it is installed. It wants a PyTorch of its own, so it has an environment of its own:
+``pip install -e . matplotlib 'torchvision>=0.29.1'``, then ``python -m benchmarks ROIAlign`` shows it on the screen.
 """
 
 import functools
 import importlib.util
 import os
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -16,38 +19,35 @@ import jax.numpy as jnp
 import numpy as np
 
 import jax_crop
-from benchmarks.cases import Case, Data, edges, fine_size
+from benchmarks.cases import KINDS, METHODS, OPERATIONS, Case, Data, edges, fine_size
+from benchmarks.measure import Call, compiled, flat
 
 THREADS = os.cpu_count() or 1  # JAX and TensorFlow use as many by themselves; the others are told
 
 
-class Call(NamedTuple):
-    """Work that is ready to run, with no argument.
+class Peer(NamedTuple):
+    """The module it needs, what makes a call, and which kinds of cases, operations and dtypes that offers."""
 
-    Attributes:
-        run: starts it.
-        wait: returns the result of `run` when it is there.
-        value: that result as one float array in our layout; the image gradients of a pyramid one after the other.
-        compile_seconds: what compiling it took, if it compiles.
-        temporaries: the bytes it holds beside arguments and results, if known.
-    """
-
-    run: Callable[[], Any]
-    wait: Callable[[Any], Any]
-    value: Callable[[Any], np.ndarray]
-    compile_seconds: float | None = None
-    temporaries: int | None = None
+    module: str
+    call: Callable[[Case, str, Data], Call | None]
+    kinds: tuple[str, ...] = KINDS
+    operations: tuple[str, ...] = OPERATIONS
+    dtypes: tuple[str, ...] = ("float32", "bfloat16", "uint8")
 
 
-Peer = Callable[[Case, str, Data], Call | None]
+def prepared(case: Case, operation: str, data: Data, only: tuple[str, ...] = ()) -> dict[str, Call]:
+    """The calls of those peers, this library first, that are installed and offer the operation."""
+    calls = {}
+    for name, peer in PEERS.items():
+        offers = case.kind in peer.kinds and operation in peer.operations and case.dtype in peer.dtypes
+        runs_here = jax.default_backend() != "gpu" or peer.module in ("jax", "torch", "torchvision")
+        wanted = offers and runs_here and (not only or name in only) and importlib.util.find_spec(peer.module)
+        if wanted and (call := peer.call(case, operation, data)):
+            calls[name] = call
+    return calls
 
 
-def _flat(arrays: Any) -> np.ndarray:
-    arrays = arrays if isinstance(arrays, (list, tuple)) else [arrays]
-    return np.concatenate([np.asarray(array).astype(np.float64).ravel() for array in arrays])
-
-
-# ---- JAX: a peer is a function of (case, maps, boxes, box_indices, levels) to [N, h, w, C]
+# ---- JAX: from a function of (case, maps, boxes, box_indices, levels) to [N, h, w, C]
 
 
 def jax_function(crop: Callable[..., jax.Array], case: Case, operation: str) -> Callable[[Data], Any]:
@@ -72,36 +72,24 @@ def jax_function(crop: Callable[..., jax.Array], case: Case, operation: str) -> 
     return function
 
 
-def _in_jax(crop: Callable[..., Any], without: tuple[str, ...] = ()) -> Peer:
-    """Of everything but some kinds of cases and operations."""
+def _in_jax(crop: Callable[..., jax.Array]) -> Callable[[Case, str, Data], Call]:
+    def call(case: Case, operation: str, data: Data) -> Call:
+        if operation == "image gradient" and case.dtype == "uint8":
+            data = data._replace(maps=tuple(m.astype(np.float32) for m in data.maps))
+        call = compiled(jax_function(crop, case, operation), jax.tree.map(jnp.asarray, data))
+        return call._replace(value=lambda result: flat(result[1] if operation == "training step" else result))
 
-    def peer(case: Case, operation: str, data: Data) -> Call | None:
-        if {case.kind, operation} & {*without}:
-            return None
-        arrays = jax.tree.map(jnp.asarray, data)
-        lowered = jax.jit(jax_function(crop, case, operation)).lower(arrays)
-        start = time.perf_counter()
-        compiled = lowered.compile()
-        seconds = time.perf_counter() - start
-        temporaries = compiled.memory_analysis().temp_size_in_bytes
-
-        def value(result: Any) -> np.ndarray:
-            return _flat(result[1] if operation == "training step" else result)
-
-        return Call(lambda: compiled(arrays), jax.block_until_ready, value, seconds, temporaries)
-
-    return peer
+    return call
 
 
-def ours(
-    case: Case, maps: tuple[jax.Array, ...], boxes: jax.Array, box_indices: jax.Array, _levels: jax.Array
-) -> jax.Array:
+def ours(case: Case, maps: Any, boxes: jax.Array, box_indices: jax.Array | None, _levels: Any = None) -> jax.Array:
     """This library."""
-    if case.kind == "multilevel_roi_align":
+    if case.kind == "pyramid":
         return jax_crop.multilevel_roi_align(maps, boxes, box_indices, case.size, strides=case.strides)
-    if case.kind == "roi_align":
+    if case.kind == "ROIAlign":
         return jax_crop.roi_align(maps[0], boxes, box_indices, case.size, spatial_scale=1 / case.strides[0])
-    return jax_crop.crop_and_resize(maps[0], boxes, box_indices, case.size, dtype=case.crops_dtype)
+    options = METHODS[case.method]
+    return jax_crop.crop_and_resize(maps[0], boxes, box_indices, case.size, dtype=case.crops_dtype, **options)
 
 
 def gather(image: jax.Array, boxes: jax.Array, box_indices: jax.Array, crop_size: tuple[int, int]) -> jax.Array:
@@ -123,9 +111,7 @@ def gather(image: jax.Array, boxes: jax.Array, box_indices: jax.Array, crop_size
     return jnp.where(inside[..., None], upper * (1 - down) + lower * down, 0)
 
 
-def plain(
-    case: Case, maps: tuple[jax.Array, ...], boxes: jax.Array, box_indices: jax.Array, levels: jax.Array
-) -> jax.Array:
+def plain(case: Case, maps: Any, boxes: jax.Array, box_indices: jax.Array, levels: Any = None) -> jax.Array:
     """A pyramid takes one pass per level, of which each box keeps one."""
 
     def at(level: int) -> jax.Array:
@@ -141,35 +127,31 @@ def plain(
 def _mean_of_bins(crops: jax.Array, case: Case) -> jax.Array:
     if case.samples > 1:
         height, width = case.size
-        crops = crops.reshape(case.boxes, height, case.samples, width, case.samples, -1).mean((2, 4))
+        crops = crops.reshape(-1, height, case.samples, width, case.samples, crops.shape[-1]).mean((2, 4))
     return crops.astype(case.crops_dtype)
 
 
 def _each_box(crop: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    """From ``crop(image [H, W, C], edges, size)``, mapped over boxes and images: no image is copied for each box."""
+    """From ``crop(case, image [H, W, C], edges)``, mapped over boxes and images: no image is copied for each box."""
 
-    def mapped(
-        case: Case, maps: tuple[jax.Array, ...], boxes: jax.Array, _box_indices: jax.Array, _levels: jax.Array
-    ) -> jax.Array:
+    def mapped(case: Case, maps: Any, boxes: jax.Array, *_: Any) -> jax.Array:
         image = maps[0].astype(jnp.float32)
         normalized = jnp.stack(edges(case, boxes), axis=1).reshape(image.shape[0], -1, 4)
-        one = functools.partial(crop, size=fine_size(case))
-        crops = jax.vmap(jax.vmap(one, (None, 0)))(image, normalized)
+        crops = jax.vmap(jax.vmap(functools.partial(crop, case), (None, 0)))(image, normalized)
         return _mean_of_bins(crops.reshape(case.boxes, *crops.shape[2:]), case)
 
     return mapped
 
 
-def _scale_and_translate(image: jax.Array, edges: jax.Array, size: tuple[int, int]) -> jax.Array:
-    pixels, samples = jnp.array(image.shape[:2]), jnp.array(size)
-    scale = (samples - 1) / ((edges[2:] - edges[:2]) * (pixels - 1))
-    translation = 0.5 - (edges[:2] * (pixels - 1) + 0.5) * scale  # its positions count from the edge of a pixel
-    shape = (*size, image.shape[2])
-    return jax.image.scale_and_translate(image, shape, (0, 1), scale, translation, "linear", antialias=False)
+def _scale_and_translate(case: Case, image: jax.Array, edges: jax.Array) -> jax.Array:
+    scale = jnp.array(case.size) / ((edges[2:] - edges[:2]) * jnp.array(image.shape[:2]))
+    translation = -edges[:2] * jnp.array(image.shape[:2]) * scale
+    shape, method = (*case.size, image.shape[2]), METHODS[case.method].get("method", "linear")
+    return jax.image.scale_and_translate(image, shape, (0, 1), scale, translation, method)
 
 
-def _map_coordinates(image: jax.Array, edges: jax.Array, size: tuple[int, int]) -> jax.Array:
-    y, x = (jnp.linspace(edges[i], edges[i + 2], size[i]) * (image.shape[i] - 1) for i in range(2))
+def _map_coordinates(case: Case, image: jax.Array, edges: jax.Array) -> jax.Array:
+    y, x = (jnp.linspace(edges[i], edges[i + 2], n) * (image.shape[i] - 1) for i, n in enumerate(fine_size(case)))
     sample = functools.partial(
         jax.scipy.ndimage.map_coordinates, coordinates=jnp.meshgrid(y, x, indexing="ij"), order=1
     )
@@ -179,10 +161,8 @@ def _map_coordinates(image: jax.Array, edges: jax.Array, size: tuple[int, int]) 
 # ---- TensorFlow
 
 
-def _tensorflow(case: Case, operation: str, data: Data, *, deterministic: bool = True) -> Call | None:
-    """Its image gradient is right in its deterministic mode only; the other mode is run where the two differ."""
-    if case.kind == "multilevel_roi_align" or (not deterministic and operation in ("forward", "box gradient")):
-        return None
+def _tensorflow(case: Case, operation: str, data: Data, *, deterministic: bool = True) -> Call:
+    """Its image gradient is right in its deterministic mode only."""
     import tensorflow as tf
     from tensorflow.python.framework import config  # the only way back from deterministic mode
 
@@ -220,81 +200,63 @@ def _tensorflow(case: Case, operation: str, data: Data, *, deterministic: bool =
         finally:
             config.disable_op_determinism()
 
-    def value(result: Any) -> np.ndarray:
-        return _flat((result[1] if operation == "training step" else result).numpy())
-
-    return Call(run, _nothing_to_wait_for, value)
-
-
-def _nothing_to_wait_for(result: Any) -> Any:
-    """On a CPU these libraries return when they are done."""
-    return result
+    return Call(run, lambda result: flat(result[1] if operation == "training step" else result))
 
 
 # ---- ONNX Runtime
 
 
-def _onnxruntime(case: Case, operation: str, data: Data) -> Call | None:
-    if operation != "forward" or case.dtype != "float32":
-        return None
+def _onnxruntime(case: Case, _operation: str, data: Data) -> Call:
+    """CropAndResize, or RoiAlign of each level's boxes: which those are is known beforehand."""
     import onnxruntime
 
-    groups = _groups(case, data)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = THREADS
     options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(_onnx_model(case), options, providers=["CPUExecutionProvider"])
-
-    arrays = {}
-    for level, (image, group) in enumerate(zip(data.maps, groups, strict=True)):
-        boxes, box_indices = data.boxes[group], data.box_indices[group]
-        arrays |= {
-            f"image{level}": np.ascontiguousarray(image.transpose(0, 3, 1, 2)),
-            f"boxes{level}": boxes[:, [1, 0, 3, 2]] if case.strides else boxes,
-            f"indices{level}": box_indices.astype(np.int64) if case.strides else box_indices,
+    work = []
+    for level, group in enumerate(_groups(case, data)):
+        model = _onnx_model(case, level)
+        session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        boxes, indices = data.boxes[group], data.box_indices[group]
+        arrays = {
+            "image": data.maps[level].transpose(0, 3, 1, 2),
+            "boxes": boxes[:, [1, 0, 3, 2]] if case.strides else boxes,
+            "indices": indices.astype(np.int64) if case.strides else indices,
         }
-    inputs = {
-        name: onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()
-    }
+        inputs = {name: onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(a)) for name, a in arrays.items()}
+        work.append((session, inputs))
 
     def value(result: Any) -> np.ndarray:
-        crops = np.empty(case.crops_shape, np.float32)
-        crops[np.concatenate(groups)] = result[0].numpy().transpose(0, 2, 3, 1)
-        return _flat(crops)
+        crops = np.concatenate([crops.numpy() for (crops,) in result])
+        return flat(crops.transpose(0, 2, 3, 1)[np.argsort(np.concatenate(_groups(case, data)))])
 
-    return Call(lambda: session.run_with_ort_values(["crops"], inputs), _nothing_to_wait_for, value)
+    return Call(lambda: [session.run_with_ort_values(["crops"], inputs) for session, inputs in work], value)
 
 
-def _onnx_model(case: Case) -> bytes:
-    """CropAndResize, or RoiAlign of each level's boxes: which those are is known beforehand."""
+def _onnx_model(case: Case, level: int) -> bytes:
     from onnx import TensorProto, helper
 
-    nodes, inputs, outputs = [], [], []
-    for level in range(len(case.maps)):
-        names = [f"image{level}", f"boxes{level}", f"indices{level}"]
-        index_type = TensorProto.INT64 if case.strides else TensorProto.INT32
-        inputs += [
-            helper.make_tensor_value_info(names[0], TensorProto.FLOAT, [None] * 4),
-            helper.make_tensor_value_info(names[1], TensorProto.FLOAT, [None, 4]),
-            helper.make_tensor_value_info(names[2], index_type, [None]),
-        ]
-        outputs.append(f"crops{level}" if len(case.maps) > 1 else "crops")
-        if case.strides:
-            attributes = {
-                "output_height": case.size[0],
-                "output_width": case.size[1],
-                "sampling_ratio": case.samples,
-                "spatial_scale": 1 / case.strides[level],
-                "coordinate_transformation_mode": "half_pixel",
-            }
-            nodes.append(helper.make_node("RoiAlign", names, outputs[-1:], **attributes))
-        else:
-            nodes.append(helper.make_node("CropAndResize", [*names, "size"], outputs[-1:], domain="com.microsoft"))
-    if len(outputs) > 1:
-        nodes.append(helper.make_node("Concat", outputs, ["crops"], axis=0))
+    index_type = TensorProto.INT64 if case.strides else TensorProto.INT32
+    inputs = [
+        helper.make_tensor_value_info("image", TensorProto.FLOAT, [None] * 4),
+        helper.make_tensor_value_info("boxes", TensorProto.FLOAT, [None, 4]),
+        helper.make_tensor_value_info("indices", index_type, [None]),
+    ]
+    names = ["image", "boxes", "indices"]
+    if case.strides:
+        attributes = {
+            "output_height": case.size[0],
+            "output_width": case.size[1],
+            "sampling_ratio": case.samples,
+            "spatial_scale": 1 / case.strides[level],
+            "coordinate_transformation_mode": "half_pixel",
+        }
+        node = helper.make_node("RoiAlign", names, ["crops"], **attributes)
+    else:
+        node = helper.make_node("CropAndResize", [*names, "size"], ["crops"], domain="com.microsoft")
     size = helper.make_tensor("size", TensorProto.INT32, [2], case.size)
     crops = helper.make_tensor_value_info("crops", TensorProto.FLOAT, [None] * 4)
-    graph = helper.make_graph(nodes, "crops", inputs, [crops], [size])
+    graph = helper.make_graph([node], "crops", inputs, [crops], [] if case.strides else [size])
     opsets = [helper.make_opsetid("", 16), helper.make_opsetid("com.microsoft", 1)]
     return helper.make_model(graph, opset_imports=opsets, ir_version=8).SerializeToString()
 
@@ -302,9 +264,9 @@ def _onnx_model(case: Case) -> bytes:
 # ---- OpenCV
 
 
-def _opencv(case: Case, operation: str, data: Data) -> Call | None:
+def _warp_affine(case: Case, _operation: str, data: Data) -> Call | None:
     """Crops of a uint8 image are uint8 here, and converted."""
-    if operation != "forward" or case.strides or case.maps[0][3] > 4 or case.dtype == "bfloat16":
+    if case.maps[0][3] > 4:
         return None
     import cv2
 
@@ -323,7 +285,7 @@ def _opencv(case: Case, operation: str, data: Data) -> Call | None:
             cv2.warpAffine(data.maps[0][index], matrix, (columns, rows), crop, flags)
         return crops.astype(case.crops_dtype, copy=False)
 
-    return Call(run, _nothing_to_wait_for, _flat)
+    return Call(run, flat)
 
 
 # ---- PyTorch
@@ -336,7 +298,7 @@ def _torch_module() -> tuple[Any, Any, Callable[[Any], Any]]:
 
     torch.set_num_threads(THREADS)
     if jax.default_backend() != "gpu":
-        return torch, torch.device("cpu"), _nothing_to_wait_for
+        return torch, torch.device("cpu"), lambda result: result
 
     def wait(result: Any) -> Any:
         torch.cuda.synchronize()
@@ -345,15 +307,13 @@ def _torch_module() -> tuple[Any, Any, Callable[[Any], Any]]:
     return torch, torch.device("cuda"), wait
 
 
-def _in_torch(build: Callable[..., Any], in_our_layout: Callable[..., Any], without: tuple[str, ...]) -> Peer:
+def _in_torch(build: Callable[..., Any], in_our_layout: Callable[..., Any]) -> Callable[[Case, str, Data], Call]:
     """From what `build` makes of (case, data, device): a function of maps, channels first, and boxes.
 
     PyTorch is eager: a gradient's forward pass is done before the clock runs.
     """
 
-    def peer(case: Case, operation: str, data: Data) -> Call | None:
-        if {case.kind, operation} & {*without}:
-            return None
+    def call(case: Case, operation: str, data: Data) -> Call:
         torch, device, wait = _torch_module()
 
         def tensor(array: np.ndarray) -> Any:
@@ -367,9 +327,7 @@ def _in_torch(build: Callable[..., Any], in_our_layout: Callable[..., Any], with
         boxes = tensor(data.boxes)
         crop = build(case, data, device)
         if operation == "forward":
-            return Call(
-                lambda: crop(maps, boxes), wait, lambda crops: _flat([on_cpu(in_our_layout(case, data, crops))])
-            )
+            return Call(lambda: crop(maps, boxes), lambda crops: flat(on_cpu(in_our_layout(case, data, crops))), wait)
         by = [boxes] if operation == "box gradient" else maps
         for leaf in by:
             leaf.requires_grad_()
@@ -377,11 +335,11 @@ def _in_torch(build: Callable[..., Any], in_our_layout: Callable[..., Any], with
         crops_bar = torch.autograd.grad(in_our_layout(case, data, crops), crops, tensor(data.crops_bar))[0].contiguous()
 
         def value(gradients: Any) -> np.ndarray:
-            return _flat([on_cpu(g.permute(0, 2, 3, 1) if g.ndim == 4 else g) for g in gradients])
+            return flat([on_cpu(g.permute(0, 2, 3, 1) if g.ndim == 4 else g) for g in gradients])
 
-        return Call(lambda: torch.autograd.grad(crops, by, crops_bar, retain_graph=True), wait, value)
+        return Call(lambda: torch.autograd.grad(crops, by, crops_bar, retain_graph=True), value, wait)
 
-    return peer
+    return call
 
 
 def _grid_sample(case: Case, _data: Data, device: Any) -> Callable[..., Any]:
@@ -415,24 +373,17 @@ def _grid_in_our_layout(case: Case, _data: Data, crops: Any) -> Any:
 
 
 def _roi_align(case: Case, data: Data, device: Any) -> Callable[..., Any]:
-    """A crop is a ROIAlign of one sample per bin; of a pyramid each level's boxes are known beforehand."""
+    """Of a pyramid each level's boxes are known beforehand."""
     import torch
     from torchvision.ops import roi_align
 
-    boxes = data.boxes
-    if not case.strides:
-        last, steps = np.array(case.maps[0][1:3]) - 1, np.array(case.size) - 1
-        start, stop = boxes[:, :2] * last, boxes[:, 2:] * last
-        half_bin = (stop - start) / steps / 2
-        boxes = np.concatenate([start - half_bin, stop + half_bin], axis=1) + 0.5
-    listed = np.column_stack([data.box_indices, boxes[:, [1, 0, 3, 2]]]).astype(np.float32)
+    listed = np.column_stack([data.box_indices, data.boxes[:, [1, 0, 3, 2]]]).astype(np.float32)
     rois = [torch.from_numpy(listed[group]).to(device) for group in _groups(case, data)]
-    scales = [1 / stride for stride in case.strides or (1,)]
 
     def crop(maps: Any, _boxes: Any) -> Any:
         crops = [
-            roi_align(image.float(), boxes, case.size, scale, case.samples, aligned=True)
-            for image, boxes, scale in zip(maps, rois, scales, strict=True)
+            roi_align(image.float(), boxes, case.size, 1 / stride, case.samples, aligned=True)
+            for image, boxes, stride in zip(maps, rois, case.strides, strict=True)
         ]
         return (torch.cat(crops) if len(crops) > 1 else crops[0]).to(getattr(torch, case.crops_dtype.name))
 
@@ -448,6 +399,71 @@ def _groups(case: Case, data: Data) -> list[np.ndarray]:
     return [np.flatnonzero(data.levels == level) for level in range(len(case.maps))]
 
 
+# ---- antialiasing: crops of whole pixels, cut out before the clock runs (of TensorFlow, in its function)
+
+
+def _windows(case: Case, data: Data) -> Iterator[tuple[int, int, int, int, int]]:
+    """Image, top, left, bottom and right of each box, in pixels."""
+    pixels = np.round(data.boxes * np.tile(case.maps[0][1:3], 2)).astype(int)
+    return ((int(index), *box.tolist()) for index, box in zip(data.box_indices, pixels, strict=True))
+
+
+def _cubic(case: Case) -> bool:
+    return "cubic" in case.method
+
+
+def _pillow(case: Case, _operation: str, data: Data, *, threads: int = 1) -> Call:
+    """It reads the whole image, as we do; its images stay what they are."""
+    from PIL import Image
+
+    images = [Image.fromarray(image) for image in data.maps[0]]
+    resample = Image.Resampling.BICUBIC if _cubic(case) else Image.Resampling.BILINEAR
+    work = [(images[i], (left, top, right, bottom)) for i, top, left, bottom, right in _windows(case, data)]
+
+    def one(item: Any) -> Any:
+        image, box = item
+        return image.resize(case.size[::-1], resample, box=box)
+
+    pool = ThreadPoolExecutor(threads)
+    return Call((lambda: list(map(one, work))) if threads == 1 else (lambda: list(pool.map(one, work))), flat)
+
+
+def _opencv_resize(case: Case, _operation: str, data: Data) -> Call:
+    """Its cubic does not antialias, its INTER_AREA is another kernel: a box."""
+    import cv2
+
+    cv2.setNumThreads(THREADS)
+    how = cv2.INTER_CUBIC if _cubic(case) else cv2.INTER_AREA
+    work = [data.maps[0][i, top:bottom, left:right] for i, top, left, bottom, right in _windows(case, data)]
+    return Call(lambda: [cv2.resize(window, case.size[::-1], interpolation=how) for window in work], flat)
+
+
+def _interpolate(case: Case, _operation: str, data: Data) -> Call:
+    """Channels last in memory, its fastest layout."""
+    torch, _, _ = _torch_module()
+    images = torch.from_numpy(data.maps[0]).permute(0, 3, 1, 2)
+    mode = "bicubic" if _cubic(case) else "bilinear"
+    resize = functools.partial(torch.nn.functional.interpolate, size=case.size, mode=mode, antialias=True)
+    work = [images[i : i + 1, :, top:bottom, left:right] for i, top, left, bottom, right in _windows(case, data)]
+    return Call(
+        lambda: [resize(window) for window in work], lambda crops: flat(torch.cat(crops).permute(0, 2, 3, 1).float())
+    )
+
+
+def _tensorflow_resize(case: Case, _operation: str, data: Data) -> Call:
+    import tensorflow as tf
+
+    method = "bicubic" if _cubic(case) else "bilinear"
+
+    @tf.function
+    def function(images: Any) -> Any:
+        windows = (images[i, top:bottom, left:right] for i, top, left, bottom, right in _windows(case, data))
+        return tf.stack([tf.image.resize(window, case.size, method, antialias=True) for window in windows])
+
+    images = tf.constant(data.maps[0])
+    return Call(lambda: function(images), flat)
+
+
 # ---- all of them
 
 OURS = "jax_crop"
@@ -455,32 +471,29 @@ TENSORFLOW = "TensorFlow"
 RACING = "TensorFlow, default mode"  # wrong: its threads add to the same pixels without synchronisation
 GATHER = "jnp gather"
 
-_PYRAMID, _STEP = "multilevel_roi_align", "training step"
+_CROPS, _ROIS, _ANTIALIASED = ("crop",), ("ROIAlign", "pyramid"), ("antialiased",)
+_SINGLE = ("crop", "ROIAlign")
+_FORWARD, _DERIVATIVES = OPERATIONS[:1], OPERATIONS[:3]
 
-# With the module that each needs.
-PEERS: dict[str, tuple[str, Peer]] = {
-    OURS: ("jax", _in_jax(ours)),
-    TENSORFLOW: ("tensorflow", _tensorflow),
-    RACING: ("tensorflow", functools.partial(_tensorflow, deterministic=False)),
-    "ONNX Runtime": ("onnxruntime", _onnxruntime),
-    "OpenCV warpAffine": ("cv2", _opencv),
-    "PyTorch grid_sample": ("torch", _in_torch(_grid_sample, _grid_in_our_layout, without=(_STEP, _PYRAMID))),
-    "torchvision roi_align": (
-        "torchvision",
-        _in_torch(_roi_align, _rois_in_our_layout, without=(_STEP, "box gradient")),  # it has none
+PEERS = {
+    OURS: Peer("jax", _in_jax(ours)),
+    TENSORFLOW: Peer("tensorflow", _tensorflow, _SINGLE),
+    RACING: Peer(
+        "tensorflow",
+        functools.partial(_tensorflow, deterministic=False),
+        _SINGLE,
+        ("image gradient", "training step"),  # where the two differ
     ),
-    GATHER: ("jax", _in_jax(plain)),
-    "scale_and_translate": ("jax", _in_jax(_each_box(_scale_and_translate), without=(_STEP, _PYRAMID))),
-    "map_coordinates": ("jax", _in_jax(_each_box(_map_coordinates), without=(_STEP, _PYRAMID))),
+    "ONNX Runtime": Peer("onnxruntime", _onnxruntime, _CROPS + _ROIS, _FORWARD, ("float32",)),
+    "OpenCV warpAffine": Peer("cv2", _warp_affine, _CROPS, _FORWARD, ("float32", "uint8")),
+    "PyTorch grid_sample": Peer("torch", _in_torch(_grid_sample, _grid_in_our_layout), _SINGLE, _DERIVATIVES),
+    "torchvision": Peer("torchvision", _in_torch(_roi_align, _rois_in_our_layout), _ROIS, OPERATIONS[:2]),
+    GATHER: Peer("jax", _in_jax(plain), _CROPS + _ROIS),
+    "map_coordinates": Peer("jax", _in_jax(_each_box(_map_coordinates)), _SINGLE, _DERIVATIVES),
+    "Pillow, 1 thread": Peer("PIL", _pillow, _ANTIALIASED, _FORWARD),
+    f"Pillow, {THREADS} threads": Peer("PIL", functools.partial(_pillow, threads=THREADS), _ANTIALIASED, _FORWARD),
+    "OpenCV resize": Peer("cv2", _opencv_resize, _ANTIALIASED, _FORWARD),
+    "PyTorch interpolate": Peer("torch", _interpolate, _ANTIALIASED, _FORWARD),
+    "TensorFlow resize": Peer("tensorflow", _tensorflow_resize, _ANTIALIASED, _FORWARD),
+    "scale_and_translate": Peer("jax", _in_jax(_each_box(_scale_and_translate)), _ANTIALIASED, _DERIVATIVES),
 }
-_ON_GPU = ("jax", "torch", "torchvision")
-
-
-def installed() -> dict[str, Peer]:
-    """The peers that can run here, this library first."""
-    gpu = jax.default_backend() == "gpu"
-    return {
-        name: peer
-        for name, (module, peer) in PEERS.items()
-        if importlib.util.find_spec(module) and (module in _ON_GPU or not gpu)
-    }

@@ -11,8 +11,10 @@ from typing import Any, NamedTuple
 
 import jax
 
+from benchmarks.measure import Quartiles, Row
+
 FOLDER = Path(__file__).parent / "results"
-_PACKAGES = (
+_PACKAGES = [
     "jax_crop",
     "jax",
     "jaxlib",
@@ -22,8 +24,9 @@ _PACKAGES = (
     "onnxruntime",
     "torch",
     "torchvision",
-)
-_OPENCV = ("opencv-python", "opencv-python-headless")
+    "pillow",
+]
+_PACKAGES += ["opencv-python", "opencv-python-headless"]
 KEEP = {  # one arena whose memory is neither mapped anew nor given back
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_THRESHOLD_": str(2**32),
@@ -40,11 +43,12 @@ class Result(NamedTuple):
 
 
 def save(part: str, rows: Sequence[Any]) -> None:
-    """Rows are named tuples."""
+    """Rows are named tuples; what was not measured is left out."""
     path = FOLDER / jax.default_backend() / f"{part}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    result = {"machine": machine(), "rows": [row._asdict() for row in rows]}
-    path.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    lines = [{name: value for name, value in row._asdict().items() if value is not None} for row in rows]
+    text = ",\n".join(json.dumps(line, ensure_ascii=False) for line in lines)  # a row is a line
+    path.write_text(f'{{"machine": {json.dumps(machine())}, "rows": [\n{text}\n]}}\n')
 
 
 def load(backend: str, part: str) -> Result | None:
@@ -52,15 +56,20 @@ def load(backend: str, part: str) -> Result | None:
     return Result(**json.loads(path.read_text())) if path.exists() else None
 
 
+def rows(backend: str, part: str) -> list[Row]:
+    result = load(backend, part)
+    found = [Row(**row) for row in result.rows] if result else []
+    return [row._replace(times=row.times and Quartiles(*row.times)) for row in found]
+
+
 def machine() -> dict[str, Any]:
-    packages = {name: _version(name) for name in _PACKAGES + _OPENCV}
+    versions = {name: version for name in _PACKAGES if (version := _version(name))}
     return {
         "processor": _processor(),
         "cores": os.cpu_count(),
         "device": jax.devices()[0].device_kind,
         "system": f"{platform.system()} {' '.join(platform.libc_ver())}".strip(),
-        "keeps_freed_memory": keeps_freed_memory(),
-        "versions": {"Python": platform.python_version()} | {name: v for name, v in packages.items() if v},
+        "versions": {"Python": platform.python_version()} | versions,
         "date": datetime.date.today().isoformat(),
     }
 

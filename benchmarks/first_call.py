@@ -1,0 +1,74 @@
+"""What the first call costs: to trace, lower and compile, each time in a fresh process, and the program's size.
+
+``python -m benchmarks.first_call crop "jnp gather" forward`` is such a process.
+"""
+
+import functools
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+import jax_crop
+from benchmarks.cases import CROPS, Case, abstract
+from benchmarks.measure import Quartiles, Row
+from benchmarks.peers import GATHER, OURS, gather
+
+CROP = "crop"
+FORWARD, GRADIENTS = "forward", "value and both gradients"
+_TIMES = 3
+
+# Samples per bin and axis; of an adaptive number, at most so many.
+_POOLS: dict[str, dict[str, Any]] = {
+    **{f"roi_align, sampling_ratio={n}": {"sampling_ratio": n} for n in (1, 2, 8, 16)},
+    **{f"roi_align, max_sampling_ratio={n}": {"sampling_ratio": 0, "max_sampling_ratio": n} for n in (8, 32)},
+}
+_FUNCTIONS: dict[str, dict[str, tuple[Case, Callable[..., jax.Array]]]] = {
+    CROP: {OURS: (CROPS[0], jax_crop.crop_and_resize), GATHER: (CROPS[0], gather)},
+    **{
+        name: {OURS: (CROPS[2], functools.partial(jax_crop.roi_align, spatial_scale=1 / 16, **options))}
+        for name, options in _POOLS.items()
+    },
+}
+
+
+def measure(quick: bool = False) -> list[Row]:
+    rows = []
+    for case, functions in _FUNCTIONS.items():
+        for operation in (FORWARD, GRADIENTS):
+            for who in functions:
+                command = [sys.executable, "-m", "benchmarks.first_call", case, who, operation]
+                times = 1 if quick or case != CROP else _TIMES
+                runs = [json.loads(subprocess.check_output(command)) for _ in range(times)]
+                seconds = np.percentile([run["seconds"] for run in runs], [25, 50, 75])
+                row = Row(case, operation, who, compile_seconds=seconds[1], instructions=runs[0]["instructions"])
+                rows.append(row._replace(times=Quartiles(*(1e3 * seconds).tolist())))
+                print(f"{case}, {operation}, {who}: {seconds[1]:.2f} s, {row.instructions} instructions", flush=True)
+    return rows
+
+
+def first_call(case: str, who: str, operation: str) -> dict[str, float]:
+    setting, function = _FUNCTIONS[case][who]
+    data = abstract(setting)
+
+    def crop(image: Any, boxes: Any, indices: Any) -> jax.Array:
+        return function(image, boxes, indices, setting.size)
+
+    def loss(image: Any, boxes: Any, indices: Any) -> jax.Array:
+        return (crop(image, boxes, indices) ** 2).sum()
+
+    jax.jit(lambda x: x + 1).lower(data.boxes).compile()  # JAX's own first time
+    start = time.perf_counter()
+    program = jax.jit(crop if operation == FORWARD else jax.value_and_grad(loss, (0, 1)))
+    compiled = program.lower(data.maps[0], data.boxes, data.box_indices).compile()
+    seconds = time.perf_counter() - start
+    return {"seconds": seconds, "instructions": compiled.as_text().count(" = ")}
+
+
+if __name__ == "__main__":
+    print(json.dumps(first_call(*sys.argv[1:])))

@@ -2,7 +2,7 @@
 
 A small network proposes boxes; `jax_crop.roi_align` reads the features in each of them, by which a head names the digit
 and moves the edges. The scenes are composed of scikit-learn's digits by `jax_crop.crop_and_resize`, anew for each step;
-the result is measured on scenes of digits that were never trained on. About a minute on two cores.
+the result is measured on scenes of digits that were never trained on. It takes one to two minutes on two cores.
 
     python examples/detector.py --output detector.png
 """

@@ -9,7 +9,7 @@ import PIL.Image
 import pytest
 from jax.test_util import check_grads
 
-from jax_crop import crop_and_resize
+from jax_crop import _kernels, crop_and_resize
 from tests import oracle
 from tests.conftest import on_a_mesh
 
@@ -243,40 +243,70 @@ def smooth(boxes):
     return boxes + np.float64([0.0123, 0.0345, 0.0567, 0.0789])
 
 
+def sines(method, antialias):
+    options = {"antialias": antialias, "align_corners": False, "dtype": "float64"}
+    return jax.jit(
+        lambda image, boxes, fill: jnp.sin(
+            crop_and_resize(image, boxes, np.array([0, 1, 1, 0]), (3, 4), method, fill, **options)
+        )
+    )
+
+
+PLACES = smooth(np.array([[0.1, 0.1, 0.7, 0.8], [0.8, 0.3, 0.1, 0.4], [-0.3, 0.2, 1.2, 0.9], [0.4, 0.4, 0.45, 0.5]]))
+
+
 @methods
 @pytest.mark.parametrize("antialias", [False, True])
 def test_derivatives(x64, antialias, method):
-    """Against finite differences, forward and reverse; and second ones, of kernels with slopes without jumps."""
-    image, fill = random_image((2, 14, 11, 2), "float64"), np.array([0.3, -0.4])
-    boxes = smooth(np.array([[0.1, 0.1, 0.7, 0.8], [0.8, 0.3, 0.1, 0.4], [-0.3, 0.2, 1.2, 0.9], [0.4, 0.4, 0.45, 0.5]]))
+    """Against finite differences, forward and reverse."""
+    arguments = random_image((2, 14, 11, 2), "float64"), PLACES, np.array([0.3, -0.4])
+    check_grads(sines(method, antialias), arguments, 1, atol=1e-4, rtol=1e-4, eps=1e-6)
 
-    @functools.partial(jax.jit)
-    def crop(image, boxes, fill):
-        options = {"antialias": antialias, "align_corners": False, "dtype": "float64"}
-        return jnp.sin(crop_and_resize(image, boxes, np.array([0, 1, 1, 0]), (3, 4), method, fill, **options))
 
-    order = 1 if method == "bilinear" else 2
-    check_grads(crop, (image, boxes, fill), order, atol=1e-4, rtol=1e-4, eps=1e-6)
+def test_second_derivatives(x64):
+    """Of image and boxes, mixed ones included."""
+    gradient = jax.jit(jax.grad(lambda *arguments: jnp.sum(sines("cubic", True)(*arguments)), (0, 1)))
+    arguments = random_image((2, 14, 11, 2), "float64"), PLACES, np.array([0.3, -0.4])
+    check_grads(gradient, arguments, 1, atol=1e-4, rtol=1e-4, eps=1e-6)
 
 
 @methods
-@pytest.mark.parametrize(("align_corners", "antialias"), [(True, True), (False, True)])
-def test_derivatives_where_kernels_end(align_corners, antialias, method):
-    """On pixels, at a scale of exactly 1, of one pixel, outside and nowhere: finite, and 0 where nothing moves."""
-    boxes = np.float32([[0, 0, 1, 1], [0.25, 0, 0.75, 0.5], [2, 2, 3, 3], [np.nan, 0, 1, 1], [-3e38, 0, 3e38, 1]])
-    options = {"align_corners": align_corners, "antialias": antialias}
+def test_slopes_of_kernels(x64, method):
+    """The first and the second, but for whole numbers, where slopes may jump."""
+    radius, expected = KERNELS[method]
+    distances = np.linspace(0, radius, 20 * radius + 2)[1:-1] + 1e-3
+    kernel = _kernels.KERNELS[method]
 
     @jax.jit
-    def gradient(image, boxes):
-        def total(image, boxes):
-            return jnp.sum(crop_and_resize(image, boxes, None, (5, 5), method, **options) ** 2)
+    @jax.vmap
+    def found(x):
+        return kernel(x), jax.grad(kernel)(x), jax.grad(jax.grad(kernel))(x)
 
-        return jax.grad(total, (0, 1))(image, boxes), jax.hessian(total, 1)(image, boxes)
+    h = 1e-4
+    behind, at, ahead = (expected(np.abs(distances + step)) for step in (-h, 0, h))
+    for sign in (1, -1):
+        value, slope, second = found(sign * distances)
+        np.testing.assert_allclose(value, at, rtol=0, atol=1e-14)
+        np.testing.assert_allclose(sign * slope, (ahead - behind) / (2 * h), rtol=0, atol=1e-6)
+        np.testing.assert_allclose(second, (ahead - 2 * at + behind) / h**2, rtol=0, atol=1e-5)
 
+
+@pytest.mark.parametrize(("method", "align_corners"), [(method, True) for method in KERNELS] + [("cubic", False)])
+def test_derivatives_where_kernels_end(align_corners, method):
+    """On pixels, at a scale of exactly 1, of one pixel, outside and nowhere: finite, and 0 where nothing moves."""
+    boxes = np.float32([[0, 0, 1, 1], [0.25, 0, 0.75, 0.5], [2, 2, 3, 3], [np.nan, 0, 1, 1], [-3e38, 0, 3e38, 1]])
+
+    def total(image, boxes):
+        crops = crop_and_resize(image, boxes, None, (5, 5), method, align_corners=align_corners, antialias=True)
+        return jnp.sum(crops**2)
+
+    gradient = jax.jit(jax.grad(total, (0, 1)))
     for size in ((5, 5), (9, 1)):
-        (of_image, of_boxes), hessian = gradient(random_image((*size, 2)), boxes)
-        assert all(np.all(np.isfinite(x)) for x in (of_image, of_boxes, hessian))
+        of_image, of_boxes = gradient(random_image((*size, 2)), boxes)
+        assert np.all(np.isfinite(of_image))
+        assert np.all(np.isfinite(of_boxes))
         assert not np.any(of_boxes[2:4])
+    assert np.all(np.isfinite(jax.jit(jax.hessian(total, 1))(random_image((5, 5, 2)), boxes)))
 
 
 def test_slopes_on_pixels_are_those_of_bilinear():

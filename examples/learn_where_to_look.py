@@ -135,9 +135,9 @@ def draw(photo, truth, ours, tensorflows, off_grid, output: str) -> None:
         place.axis("off")
     axes = losses.subplots()
     axes.plot(ours[1], color=colours(0.7), linewidth=2.5, label="jax_crop")
-    axes.plot(tensorflows[1], color="black", linewidth=2.5, linestyle="--", label="TensorFlow's slope: 0 on pixels")
+    axes.plot(tensorflows[1], color="gray", linewidth=2.5, linestyle="--", label="TensorFlow's slope: 0 on pixels")
     label = f"TensorFlow's slope, started {OFF_GRID} px off them"
-    axes.plot(off_grid[1], color="black", linewidth=2.5, linestyle=":", label=label)
+    axes.plot(off_grid[1], color="gray", linewidth=2.5, linestyle=":", label=label)
     axes.set(xlabel="step", ylabel="mean squared difference", yscale="log")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, loc="lower left", fontsize=12)

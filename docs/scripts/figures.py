@@ -1,11 +1,13 @@
 """Draws the figures of the documentation: `python docs/scripts/figures.py [NAME ...]`, from the root of the repository.
 
-Positions and slopes are not drawn from formulas: they are what the libraries return. Needs the extra `test`.
+Positions and slopes are not drawn from formulas: they are what the libraries return. Needs the extras examples, test.
 """
 
 import contextlib
 import os
+import runpy
 import sys
+import tempfile
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -21,6 +23,7 @@ import numpy as np
 import tensorflow as tf
 from matplotlib import cbook
 from matplotlib.colors import ListedColormap
+from PIL import Image
 
 import jax_crop
 
@@ -211,8 +214,22 @@ def tutorial() -> None:
             exec(code, namespace)
 
 
+def examples() -> None:
+    """Pictures of the examples; not that of the detector, which trains for minutes and is drawn on black."""
+    for path in sorted((ROOT / "examples").glob("*.py")):
+        if path.stem == "detector":
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            drawn = Path(folder) / "drawn.png"
+            sys.argv = [str(path), "--output", str(drawn)]
+            with plt.rc_context({"axes.spines.right": True, "axes.spines.top": True, "font.size": 10}):
+                runpy.run_path(str(path), run_name="__main__")
+            suffix = "png" if path.stem == "quickstart" else "webp"  # README's is shown where WebP may not be
+            Image.open(drawn).save(FIGURES / f"{path.stem}.{suffix}", quality=88, method=6, optimize=True)
+
+
 if __name__ == "__main__":
-    for name in sys.argv[1:] or ["geometry", "derivatives", "alignment", "tutorial"]:
+    for name in sys.argv[1:] or ["geometry", "derivatives", "alignment", "tutorial", "examples"]:
         with plt.style.context(STYLE):
             figure = globals()[name]()
             if figure:

@@ -1,5 +1,6 @@
 """What is measured: images, boxes in them, and what is asked of the crops. All in NumPy."""
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -72,18 +73,18 @@ class Case(NamedTuple):
 
     @property
     def operations(self) -> tuple[str, ...]:
-        """Integer images have no gradient; where one is asked for, it is that of the same image in float32."""
+        """Integer images have no gradient; but where one is antialiased, that of the same image in float32 is asked."""
         if self.kind == "antialiased":
             return OPERATIONS[:3]
-        return ("forward", "box gradient") if self.image_dtype.kind == "u" else OPERATIONS
+        return OPERATIONS[::2] if self.image_dtype.kind == "u" else OPERATIONS
 
     @property
     def crops_bytes(self) -> int:
-        return int(np.prod(self.crops_shape)) * self.crops_dtype.itemsize
+        return math.prod(self.crops_shape) * self.crops_dtype.itemsize
 
     @property
     def image_bytes(self) -> int:
-        return sum(int(np.prod(shape)) for shape in self.maps) * self.image_dtype.itemsize
+        return sum(math.prod(shape) for shape in self.maps) * self.image_dtype.itemsize
 
 
 class Data(NamedTuple):
@@ -168,9 +169,9 @@ AXES = {
 
 def make(case: Case, seed: int = 0) -> Data:
     """White noise, and boxes whose sides are spread evenly over the octaves from the smallest to nine tenths."""
-    rng = np.random.default_rng(seed)
-    integers = case.image_dtype.kind == "u"
-    maps = [rng.random(shape, np.float32) * (255 if integers else 1) for shape in case.maps]
+    rng, shapes = np.random.default_rng(seed), abstract(case)
+    brightest = 255 if case.image_dtype.kind == "u" else 1
+    maps = tuple((rng.random(shape, np.float32) * brightest).astype(case.image_dtype) for shape in case.maps)
 
     sides = np.exp(rng.uniform(np.log(case.smallest), np.log(0.9), (case.boxes, 2)))
     starts = rng.uniform(0.02, 0.98 - sides)
@@ -182,23 +183,17 @@ def make(case: Case, seed: int = 0) -> Data:
         boxes = np.round(boxes * pixels) / pixels
 
     crops_bar = rng.standard_normal(case.crops_shape, np.float32).astype(case.crops_dtype)
-    weights = rng.standard_normal((int(np.prod(case.crops_shape[1:])), _HIDDEN), np.float32)
+    weights = rng.standard_normal(shapes.weights.shape, np.float32)
     indices = np.repeat(np.arange(case.maps[0][0], dtype=np.int32), case.boxes // case.maps[0][0])
-    maps = tuple(m.astype(case.image_dtype) for m in maps)
     return Data(maps, boxes.astype(np.float32), indices, _levels(case, boxes), crops_bar, weights)
 
 
 def abstract(case: Case) -> Data:
     """The shapes and dtypes of `make`, without the arrays."""
     struct = jax.ShapeDtypeStruct
-    return Data(
-        maps=tuple(struct(shape, case.image_dtype) for shape in case.maps),
-        boxes=struct((case.boxes, 4), np.float32),
-        box_indices=struct((case.boxes,), np.int32),
-        levels=struct((case.boxes,), np.int32),
-        crops_bar=struct(case.crops_shape, case.crops_dtype),
-        weights=struct((int(np.prod(case.crops_shape[1:])), _HIDDEN), np.float32),
-    )
+    maps, index = tuple(struct(shape, case.image_dtype) for shape in case.maps), struct((case.boxes,), np.int32)
+    crops, weights = struct(case.crops_shape, case.crops_dtype), (math.prod(case.crops_shape[1:]), _HIDDEN)
+    return Data(maps, struct((case.boxes, 4), np.float32), index, index, crops, struct(weights, np.float32))
 
 
 def _levels(case: Case, boxes: np.ndarray) -> np.ndarray:

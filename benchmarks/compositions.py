@@ -5,74 +5,66 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from benchmarks.cases import Case, make
-from benchmarks.forms import (
-    BATCH,
-    BOXES,
-    DERIVATIVES,
-    FORWARD,
-    IMAGE,
-    OF_GRADIENT,
-    ONE_IMAGE,
-    SQUARES,
-    Crop,
-    derivative,
-    of_gradient,
-    plain_crop,
-)
+from benchmarks import forms
+from benchmarks.cases import Case, Data, make
+from benchmarks.forms import BATCH, BOXES, FORWARD, IMAGE, OF_GRADIENT, ONE_IMAGE, Crop
 from benchmarks.measure import Call, Effort, Row, compiled, race
 from benchmarks.peers import ours
 
 PLAIN = ", jnp gather"
-ONE = ", one image"
+DERIVATIVES = "derivatives"
 
-PYRAMID = Case(((2, 64, 64, 64), (2, 32, 32, 64), (2, 16, 16, 64)), 128, (7, 7), strides=(4, 8, 16))
 CASES = (
     Case(((4, 64, 64, 256),), 256, (7, 7)),
     Case(((8, 224, 224, 3),), 64, (64, 64)),
     Case(((4, 64, 64, 256),), 256, (7, 7), strides=(16,)),
-    PYRAMID,
+    Case(((2, 64, 64, 64), (2, 32, 32, 64), (2, 16, 16, 64)), 128, (7, 7), strides=(4, 8, 16)),
 )
-_DERIVED = (*CASES[:3], CASES[1]._replace(method="half-pixel"), CASES[1]._replace(method="antialiased"))
+_DERIVED = (*CASES[:3], *(CASES[1]._replace(method=method) for method in ("half-pixel", "antialiased")))
 
 
-def measure(effort: Effort, cases: tuple[Case, ...] = CASES, derived: tuple[Case, ...] = _DERIVED) -> list[Row]:
-    rows = []
-    for case in cases:
-        for operation in (FORWARD, IMAGE, BOXES):
-            for name, forms in ((case.name, BATCH), (case.name + ONE, ONE_IMAGE)):
-                rows += race(name, operation, _calls(case, operation, forms is ONE_IMAGE), effort, tolerance=5e-2)
-    for case in derived:
-        names = (*DERIVATIVES, SQUARES)
-        calls = {name: _call(case, name, functools.partial(ours, case), False) for name in names}
-        rows += race(case.name, "derivatives", calls, effort)
-    return rows
+def measure(effort: Effort) -> list[Row]:
+    in_forms = [of_forms(case, operation, effort) for case in CASES for operation in (FORWARD, IMAGE, BOXES)]
+    return [row for rows in (*in_forms, *(of_derivatives(case, effort) for case in _DERIVED)) for row in rows]
 
 
-def _calls(case: Case, operation: str, one_image: bool) -> dict[str, Call]:
+def of_forms(case: Case, operation: str, effort: Effort) -> list[Row]:
+    rows = race(case.name, operation, _calls(case, operation, BATCH), effort, tolerance=5e-2)
+    return rows + race(f"{case.name}, one image", operation, _calls(case, operation, ONE_IMAGE), effort, tolerance=5e-2)
+
+
+def of_derivatives(case: Case, effort: Effort) -> list[Row]:
+    operations = (*forms.DERIVATIVES, forms.SQUARES)
+    calls = {each: _call(case, forms.derivative(_ours(case), each), _ours(case)) for each in operations}
+    return race(case.name, DERIVATIVES, calls, effort)
+
+
+def _ours(case: Case) -> Crop:
+    return functools.partial(ours, case)
+
+
+def _calls(case: Case, operation: str, chosen: dict[str, forms.Form]) -> dict[str, Call]:
     """Of every form, and of the ten lines of jnp in the same forms; those have no pyramids worth the name."""
-    calls = {}
-    for suffix, crop in {"": functools.partial(ours, case), PLAIN: plain_crop(case)}.items():
-        if suffix and case.kind == "pyramid":
-            continue
-        for form, wrap in (ONE_IMAGE if one_image else BATCH).items():
-            calls[form + suffix] = _call(case, operation, wrap(_listed(crop)), one_image)
-        if operation != FORWARD and not one_image:
-            calls[OF_GRADIENT + suffix] = _call(case, operation, _listed(crop), False, within=True)
+    calls, first = {}, chosen is ONE_IMAGE
+    crops = {"": _ours(case), PLAIN: forms.plain_crop(case)}
+    for suffix, crop in crops.items() if case.kind != "pyramid" else [("", crops[""])]:
+        for name, form in chosen.items():
+            calls[name + suffix] = _call(case, forms.derivative(form(crop), operation), form(crop), first)
+        if operation != FORWARD and not first:
+            calls[OF_GRADIENT + suffix] = _call(case, forms.of_gradient(crop, operation), crop)
     return calls
 
 
-def _listed(crop: Crop) -> Crop:
-    return lambda maps, boxes, indices: crop(list(maps), boxes, indices)
+@functools.lru_cache(maxsize=1)
+def _arrays(case: Case) -> Data:
+    return jax.tree.map(jnp.asarray, make(case))
 
 
-def _call(case: Case, operation: str, function: Crop, one_image: bool, within: bool = False) -> Call:
-    """Cotangents have the leading axes of the form's crops before the clock runs."""
-    data = jax.tree.map(jnp.asarray, make(case))
-    maps, boxes, indices = list(data.maps), data.boxes, data.box_indices
-    if one_image:
+def _call(case: Case, function: Crop, crop: Crop, first: bool = False) -> Call:
+    """With a cotangent that has the leading axes of the form's crops; of the first image alone, or of all."""
+    data = _arrays(case)
+    maps, indices = list(data.maps), data.box_indices
+    if first:
         maps, indices = [m[:1] for m in maps], jnp.zeros_like(indices)
-    if within:
-        return compiled(of_gradient(function, operation), maps, boxes, indices, data.crops_bar)
-    crops_bar = data.crops_bar.reshape(jax.eval_shape(function, maps, boxes, indices).shape)
-    return compiled(derivative(function, operation), maps, boxes, indices, crops_bar)
+    crops_bar = data.crops_bar.reshape(jax.eval_shape(crop, maps, data.boxes, indices).shape)
+    return compiled(function, maps, data.boxes, indices, crops_bar)

@@ -5,6 +5,7 @@
 
 import functools
 import json
+import os
 import subprocess
 import sys
 import time
@@ -44,7 +45,8 @@ def measure(quick: bool = False) -> list[Row]:
             for who in functions:
                 command = [sys.executable, "-m", "benchmarks.first_call", case, who, operation]
                 times = 1 if quick or case != CROP else _TIMES
-                runs = [json.loads(subprocess.check_output(command)) for _ in range(times)]
+                fresh = os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "false"}
+                runs = [json.loads(subprocess.check_output(command, env=fresh)) for _ in range(times)]
                 seconds = np.percentile([run["seconds"] for run in runs], [25, 50, 75])
                 row = Row(case, operation, who, compile_seconds=seconds[1], instructions=runs[0]["instructions"])
                 rows.append(row._replace(times=Quartiles(*(1e3 * seconds).tolist())))

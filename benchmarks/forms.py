@@ -1,6 +1,6 @@
 """The same work asked for in many forms, under `jax.vmap` above all, and its derivatives.
 
-A crop function takes (maps, boxes, box_indices or None); a form makes of it a function of (maps, boxes ``[B * N, 4]``,
+A crop function takes (maps, boxes, box_indices or None). A form makes of it a function of (maps, boxes ``[B * N, 4]``,
 box_indices) whose crops follow each other in the same order, whatever their leading axes are.
 """
 
@@ -14,52 +14,49 @@ from benchmarks.cases import Case
 from benchmarks.peers import plain
 
 Crop = Callable[[Any, Any, Any], jax.Array]
+Form = Callable[[Crop], Crop]
 
-BASE = "box_indices"
-OF_GRADIENT = "vmap of the gradient"
 _SETS = 2
 
 
-def per_image(maps: Any, array: Any) -> Any:
-    return array.reshape(len(maps[0]), -1, *array.shape[1:])
+def _grouped(array: Any, groups: int) -> Any:
+    return array.reshape(groups, -1, *array.shape[1:])
 
 
-def _nested(crop: Crop) -> Crop:
-    def of_image(maps: Any, boxes: Any) -> jax.Array:
-        return jax.vmap(lambda box: crop(maps, box[None], None)[0])(boxes)
-
-    return lambda maps, boxes, _: jax.vmap(of_image)(maps, per_image(maps, boxes))
+def _each_image(crop: Crop) -> Crop:
+    return lambda m, boxes, _: jax.vmap(lambda m, boxes: crop(m, boxes, None))(m, _grouped(boxes, len(m[0])))
 
 
-def _sets(crop: Crop) -> Crop:
-    def several(maps: Any, boxes: Any, indices: Any) -> jax.Array:
-        boxes, indices = (x.reshape(_SETS, -1, *x.shape[1:]) for x in (boxes, indices))
-        return jax.vmap(lambda boxes, indices: crop(maps, boxes, indices))(boxes, indices)
-
-    return several
+def _each_box(crop: Crop) -> Crop:
+    return lambda m, boxes, indices: jax.vmap(lambda box, i: crop(m, box[None], i[None])[0])(boxes, indices)
 
 
-# Of a batch; the first is what the others are compared with.
-BATCH: dict[str, Callable[[Crop], Crop]] = {
+def _each_box_of_one(crop: Crop) -> Crop:
+    return lambda m, boxes, _: jax.vmap(lambda box: crop(m, box[None], None)[0])(boxes)
+
+
+def _each_set(crop: Crop) -> Crop:
+    return lambda m, *lists: jax.vmap(lambda *lists: crop(m, *lists))(*(_grouped(x, _SETS) for x in lists))
+
+
+def _first_image(crop: Crop) -> Crop:
+    return lambda m, boxes, indices: crop([each[0] for each in m], boxes, None)
+
+
+# Of a batch, and of the same boxes in one image; the first is what the others are compared with.
+BASE, OF_GRADIENT = "box_indices", "vmap of the gradient"
+BATCH: dict[str, Form] = {
     BASE: lambda crop: crop,
-    "[B, N, 4]": lambda crop: lambda maps, boxes, _: crop(maps, per_image(maps, boxes), None),
-    "vmap over images with their boxes": lambda crop: (
-        lambda maps, boxes, _: jax.vmap(lambda maps, boxes: crop(maps, boxes, None))(maps, per_image(maps, boxes))
-    ),
-    "vmap over images, then over boxes": _nested,
-    "vmap over boxes": lambda crop: (
-        lambda maps, boxes, indices: jax.vmap(lambda box, i: crop(maps, box[None], i[None])[0])(boxes, indices)
-    ),
-    "vmap over sets of boxes": _sets,
+    "[B, N, 4]": lambda crop: lambda m, boxes, _: crop(m, _grouped(boxes, len(m[0])), None),
+    "vmap over images with their boxes": _each_image,
+    "vmap over images, then over boxes": lambda crop: _each_image(_each_box_of_one(crop)),
+    "vmap over boxes": _each_box,
+    "vmap over sets of boxes": _each_set,
 }
-
-# Of the same boxes in one image.
-ONE_IMAGE: dict[str, Callable[[Crop], Crop]] = {
+ONE_IMAGE: dict[str, Form] = {
     BASE: lambda crop: crop,
-    "one image": lambda crop: lambda maps, boxes, _: crop([m[0] for m in maps], boxes, None),
-    "vmap over boxes of one image": lambda crop: (
-        lambda maps, boxes, _: jax.vmap(lambda box: crop([m[0] for m in maps], box[None], None)[0])(boxes)
-    ),
+    "one image": _first_image,
+    "vmap over boxes of one image": lambda crop: _first_image(_each_box_of_one(crop)),
 }
 
 
@@ -76,36 +73,28 @@ def plain_crop(case: Case) -> Crop:
     return crop
 
 
+def _squares(crop: Crop, maps: Any, indices: Any) -> Callable[[Any], jax.Array]:
+    return lambda boxes: (crop(maps, boxes, indices).astype(jnp.float32) ** 2).sum()
+
+
+# Of (crop function, maps, boxes, indices, cotangent of the crops); tangents are the maps and boxes themselves.
 FORWARD, IMAGE, BOXES = "forward", "image gradient", "box gradient"
 JVP_IMAGE, JVP_BOXES, HVP, SQUARES = "jvp in image", "jvp in boxes", "Hessian-vector product", "gradient of squares"
+_DERIVATIVES: dict[str, Callable[..., Any]] = {
+    FORWARD: lambda f, m, b, i, _: f(m, b, i),
+    IMAGE: lambda f, m, b, i, bar: jax.vjp(lambda m: f(m, b, i), m)[1](bar),
+    BOXES: lambda f, m, b, i, bar: jax.vjp(lambda b: f(m, b, i), b)[1](bar),
+    JVP_IMAGE: lambda f, m, b, i, _: jax.jvp(lambda m: f(m, b, i), (m,), (m,)),
+    JVP_BOXES: lambda f, m, b, i, _: jax.jvp(lambda b: f(m, b, i), (b,), (b,)),
+    HVP: lambda f, m, b, i, _: jax.jvp(jax.grad(_squares(f, m, i)), (b,), (b,)),
+    SQUARES: lambda f, m, b, i, _: jax.grad(_squares(f, m, i))(b),
+}
 DERIVATIVES = (FORWARD, IMAGE, BOXES, JVP_IMAGE, JVP_BOXES, HVP)
 
 
-def derivative(function: Crop, operation: str) -> Callable[..., Any]:
-    """Of (maps, boxes, indices, cotangent of the crops); tangents are the maps and boxes themselves."""
-
-    def call(maps: Any, boxes: Any, indices: Any, crops_bar: Any) -> Any:
-        def of_maps(maps: Any) -> jax.Array:
-            return function(maps, boxes, indices)
-
-        def of_boxes(boxes: Any) -> jax.Array:
-            return function(maps, boxes, indices)
-
-        def squares(boxes: Any) -> jax.Array:
-            return (of_boxes(boxes).astype(jnp.float32) ** 2).sum()
-
-        programs = {
-            FORWARD: lambda: of_maps(maps),
-            IMAGE: lambda: jax.vjp(of_maps, maps)[1](crops_bar),
-            BOXES: lambda: jax.vjp(of_boxes, boxes)[1](crops_bar),
-            JVP_IMAGE: lambda: jax.jvp(of_maps, (maps,), (maps,)),
-            JVP_BOXES: lambda: jax.jvp(of_boxes, (boxes,), (boxes,)),
-            SQUARES: lambda: jax.grad(squares)(boxes),
-            HVP: lambda: jax.jvp(jax.grad(squares), (boxes,), (boxes,)),
-        }
-        return programs[operation]()
-
-    return call
+def derivative(crop: Crop, operation: str) -> Callable[..., Any]:
+    """Of (maps, boxes, indices, cotangent of the crops)."""
+    return lambda *arguments: _DERIVATIVES[operation](crop, *arguments)
 
 
 def of_gradient(crop: Crop, operation: str) -> Callable[..., Any]:
@@ -113,7 +102,7 @@ def of_gradient(crop: Crop, operation: str) -> Callable[..., Any]:
 
     def call(maps: Any, boxes: Any, _: Any, crops_bar: Any) -> Any:
         one = derivative(crop, operation)
-        arguments = maps, per_image(maps, boxes), per_image(maps, crops_bar)
-        return jax.vmap(lambda maps, boxes, crops_bar: one(maps, boxes, None, crops_bar))(*arguments)
+        boxes, crops_bar = (_grouped(x, len(maps[0])) for x in (boxes, crops_bar))
+        return jax.vmap(lambda m, boxes, bar: one(m, boxes, None, bar))(maps, boxes, crops_bar)
 
     return call

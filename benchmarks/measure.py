@@ -100,14 +100,13 @@ def race(
     case: str, operation: str, calls: Mapping[str, Call], effort: Effort, tolerance: float | None = None
 ) -> list[Row]:
     """Rows of calls that compute the same as the first, unless there is no tolerance; printed as ratios to that."""
-    rows, running = [], {}
-    expected = np.zeros(0)
+    rows, running, expected = [], {}, None
     for name, call in calls.items():
         row = Row(case, operation, name, compile_seconds=call.compile_seconds, temporaries=call.temporaries)
         if not running or (call.temporaries or 0) <= _MOST_TEMPORARIES:
             if tolerance is not None:
                 result = call.value(call.wait(call.run()))
-                expected = result if not running else expected
+                expected = result if expected is None else expected
                 difference = float(np.abs(result - expected).max() / np.abs(expected).max())
                 row = row._replace(difference=difference, agrees=difference <= tolerance)
             running[name] = call

@@ -1,6 +1,7 @@
 """Temporary memory as the compiler states it: exact, and nothing is allocated, so shapes are as large as one likes."""
 
 import functools
+import itertools
 import math
 import os
 import re
@@ -20,7 +21,10 @@ MIB = 2**20
 # Images large against their crops, and the reverse.
 _LARGE_IMAGE = Case(((8, 1000, 1000, 16),), 16, (7, 7))
 _MANY_CROPS = Case(((4, 16, 16, 16),), 4096, (28, 28))
-_FORMS = (BASE, "vmap over boxes", "[B, N, 4]", "vmap over images, then over boxes")  # crops in number: the first two
+_FORMS = {
+    _LARGE_IMAGE.boxes: (BASE, "[B, N, 4]", "vmap over boxes", "vmap over images, then over boxes"),
+    _MANY_CROPS.boxes: (BASE,),
+}
 
 
 def cases() -> Iterator[Case]:
@@ -38,11 +42,9 @@ def cases() -> Iterator[Case]:
 
 def programs() -> Iterator[tuple[Case, str, str]]:
     """Case, derivative and form; integer images have no derivatives of their own."""
-    for case in cases():
-        for operation in DERIVATIVES:
-            if case.dtype != "uint8" or operation not in (IMAGE, JVP_IMAGE):
-                forms = _FORMS if case.size == _LARGE_IMAGE.size else _FORMS[:2]
-                yield from ((case, operation, form) for form in forms)
+    for case, operation in itertools.product(cases(), DERIVATIVES):
+        if case.dtype != "uint8" or operation not in (IMAGE, JVP_IMAGE):
+            yield from ((case, operation, form) for form in _FORMS[case.boxes])
 
 
 def measure(quick: bool = False) -> list[Row]:

@@ -26,7 +26,7 @@ THREADS = os.cpu_count() or 1  # JAX and TensorFlow use as many by themselves; t
 
 
 class Peer(NamedTuple):
-    """The module it needs, what makes a call, and which kinds of cases, operations and dtypes that offers."""
+    """The module it needs, what makes a call, and of which kinds of cases, operations and dtypes."""
 
     module: str
     call: Callable[[Case, str, Data], Call | None]
@@ -54,20 +54,20 @@ def jax_function(crop: Callable[..., jax.Array], case: Case, operation: str) -> 
     """The operation as a function of the data, arrays of JAX."""
 
     def function(data: Data) -> Any:
-        def crops_of(maps: Any = data.maps, boxes: Any = data.boxes) -> jax.Array:
+        def crops_of(maps: Any, boxes: Any) -> jax.Array:
             return crop(case, maps, boxes, data.box_indices, data.levels)
 
         def loss(maps: Any) -> jax.Array:
-            flat = crops_of(maps).astype(jnp.float32).reshape(case.boxes, -1)
-            return jnp.sum((flat @ data.weights) ** 2)
+            crops = crops_of(maps, data.boxes).astype(jnp.float32)
+            return jnp.sum((crops.reshape(case.boxes, -1) @ data.weights) ** 2)
 
         if operation == "forward":
-            return crops_of()
+            return crops_of(data.maps, data.boxes)
+        if operation == "training step":
+            return jax.grad(loss)(data.maps)
         if operation == "image gradient":
-            return jax.vjp(crops_of, data.maps)[1](data.crops_bar)[0]
-        if operation == "box gradient":
-            return jax.vjp(lambda boxes: crops_of(boxes=boxes), data.boxes)[1](data.crops_bar)[0]
-        return jax.value_and_grad(loss)(data.maps)
+            return jax.vjp(lambda maps: crops_of(maps, data.boxes), data.maps)[1](data.crops_bar)[0]
+        return jax.vjp(lambda boxes: crops_of(data.maps, boxes), data.boxes)[1](data.crops_bar)[0]
 
     return function
 
@@ -76,8 +76,7 @@ def _in_jax(crop: Callable[..., jax.Array]) -> Callable[[Case, str, Data], Call]
     def call(case: Case, operation: str, data: Data) -> Call:
         if operation == "image gradient" and case.dtype == "uint8":
             data = data._replace(maps=tuple(m.astype(np.float32) for m in data.maps))
-        call = compiled(jax_function(crop, case, operation), jax.tree.map(jnp.asarray, data))
-        return call._replace(value=lambda result: flat(result[1] if operation == "training step" else result))
+        return compiled(jax_function(crop, case, operation), jax.tree.map(jnp.asarray, data))
 
     return call
 
@@ -184,11 +183,11 @@ def _tensorflow(case: Case, operation: str, data: Data, *, deterministic: bool =
         by = boxes if operation == "box gradient" else image
         with tf.GradientTape() as tape:
             tape.watch(by)
-            crops = crop(image, boxes)
-            if operation != "training step":
-                return tape.gradient(crops, by, output_gradients=crops_bar)
-            loss = tf.reduce_sum((tf.reshape(tf.cast(crops, tf.float32), [case.boxes, -1]) @ weights) ** 2)
-        return loss, tape.gradient(loss, by)
+            result, result_bar = crop(image, boxes), crops_bar
+            if operation == "training step":
+                flat_crops = tf.reshape(tf.cast(result, tf.float32), [case.boxes, -1])
+                result, result_bar = tf.reduce_sum((flat_crops @ weights) ** 2), None
+        return tape.gradient(result, by, result_bar)
 
     arguments = [tf.constant(array) for array in (data.maps[0], data.boxes, data.crops_bar, data.weights)]
 
@@ -200,7 +199,7 @@ def _tensorflow(case: Case, operation: str, data: Data, *, deterministic: bool =
         finally:
             config.disable_op_determinism()
 
-    return Call(run, lambda result: flat(result[1] if operation == "training step" else result))
+    return Call(run, flat)
 
 
 # ---- ONNX Runtime
@@ -213,22 +212,20 @@ def _onnxruntime(case: Case, _operation: str, data: Data) -> Call:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = THREADS
     options.log_severity_level = 3
-    work = []
-    for level, group in enumerate(_groups(case, data)):
+    work, groups = [], _groups(case, data)
+    for level, group in enumerate(groups):
         model = _onnx_model(case, level)
         session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         boxes, indices = data.boxes[group], data.box_indices[group]
-        arrays = {
-            "image": data.maps[level].transpose(0, 3, 1, 2),
-            "boxes": boxes[:, [1, 0, 3, 2]] if case.strides else boxes,
-            "indices": indices.astype(np.int64) if case.strides else indices,
-        }
-        inputs = {name: onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(a)) for name, a in arrays.items()}
-        work.append((session, inputs))
+        if case.strides:
+            boxes, indices = boxes[:, [1, 0, 3, 2]], indices.astype(np.int64)
+        arrays = {"image": data.maps[level].transpose(0, 3, 1, 2), "boxes": boxes, "indices": indices}
+        tensor = onnxruntime.OrtValue.ortvalue_from_numpy
+        work.append((session, {name: tensor(np.ascontiguousarray(array)) for name, array in arrays.items()}))
 
     def value(result: Any) -> np.ndarray:
         crops = np.concatenate([crops.numpy() for (crops,) in result])
-        return flat(crops.transpose(0, 2, 3, 1)[np.argsort(np.concatenate(_groups(case, data)))])
+        return flat(crops.transpose(0, 2, 3, 1)[np.argsort(np.concatenate(groups))])
 
     return Call(lambda: [session.run_with_ort_values(["crops"], inputs) for session, inputs in work], value)
 
@@ -236,27 +233,22 @@ def _onnxruntime(case: Case, _operation: str, data: Data) -> Call:
 def _onnx_model(case: Case, level: int) -> bytes:
     from onnx import TensorProto, helper
 
-    index_type = TensorProto.INT64 if case.strides else TensorProto.INT32
-    inputs = [
-        helper.make_tensor_value_info("image", TensorProto.FLOAT, [None] * 4),
-        helper.make_tensor_value_info("boxes", TensorProto.FLOAT, [None, 4]),
-        helper.make_tensor_value_info("indices", index_type, [None]),
-    ]
-    names = ["image", "boxes", "indices"]
+    names, constants = ["image", "boxes", "indices"], []
+    types, ranks = (
+        [TensorProto.FLOAT, TensorProto.FLOAT, TensorProto.INT64 if case.strides else TensorProto.INT32],
+        (4, 2, 1),
+    )
     if case.strides:
-        attributes = {
-            "output_height": case.size[0],
-            "output_width": case.size[1],
-            "sampling_ratio": case.samples,
-            "spatial_scale": 1 / case.strides[level],
-            "coordinate_transformation_mode": "half_pixel",
-        }
+        attributes = {"output_height": case.size[0], "output_width": case.size[1], "sampling_ratio": case.samples}
+        attributes |= {"spatial_scale": 1 / case.strides[level], "coordinate_transformation_mode": "half_pixel"}
         node = helper.make_node("RoiAlign", names, ["crops"], **attributes)
     else:
         node = helper.make_node("CropAndResize", [*names, "size"], ["crops"], domain="com.microsoft")
-    size = helper.make_tensor("size", TensorProto.INT32, [2], case.size)
+        constants = [helper.make_tensor("size", TensorProto.INT32, [2], case.size)]
+    described = zip(names, types, ranks, strict=True)
+    inputs = [helper.make_tensor_value_info(name, kind, [None] * rank) for name, kind, rank in described]
     crops = helper.make_tensor_value_info("crops", TensorProto.FLOAT, [None] * 4)
-    graph = helper.make_graph([node], "crops", inputs, [crops], [] if case.strides else [size])
+    graph = helper.make_graph([node], "crops", inputs, [crops], constants)
     opsets = [helper.make_opsetid("", 16), helper.make_opsetid("com.microsoft", 1)]
     return helper.make_model(graph, opset_imports=opsets, ir_version=8).SerializeToString()
 
@@ -272,39 +264,21 @@ def _warp_affine(case: Case, _operation: str, data: Data) -> Call | None:
 
     cv2.setNumThreads(THREADS)
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    (_, height, width, _), (rows, columns) = case.maps[0], case.size
-    y1, x1, y2, x2 = data.boxes.T.astype(np.float64)
+    boxes, last = data.boxes.astype(np.float64), np.array(case.maps[0][1:3]) - 1
     matrices = np.zeros((case.boxes, 2, 3))
-    matrices[:, 0, 0], matrices[:, 0, 2] = (x2 - x1) * (width - 1) / (columns - 1), x1 * (width - 1)
-    matrices[:, 1, 1], matrices[:, 1, 2] = (y2 - y1) * (height - 1) / (rows - 1), y1 * (height - 1)
-    work = list(zip(data.box_indices, matrices, strict=True))
+    matrices[:, [1, 0], [1, 0]] = (boxes[:, 2:] - boxes[:, :2]) * last / (np.array(case.size) - 1)
+    matrices[:, [1, 0], 2] = boxes[:, :2] * last
 
     def run() -> np.ndarray:
         crops = np.empty(case.crops_shape, case.image_dtype)
-        for crop, (index, matrix) in zip(crops, work, strict=True):
-            cv2.warpAffine(data.maps[0][index], matrix, (columns, rows), crop, flags)
+        for crop, index, matrix in zip(crops, data.box_indices, matrices, strict=True):
+            cv2.warpAffine(data.maps[0][index], matrix, case.size[::-1], crop, flags)
         return crops.astype(case.crops_dtype, copy=False)
 
     return Call(run, flat)
 
 
 # ---- PyTorch
-
-
-@functools.cache
-def _torch_module() -> tuple[Any, Any, Callable[[Any], Any]]:
-    """The module, the device, and how to wait for it."""
-    import torch
-
-    torch.set_num_threads(THREADS)
-    if jax.default_backend() != "gpu":
-        return torch, torch.device("cpu"), lambda result: result
-
-    def wait(result: Any) -> Any:
-        torch.cuda.synchronize()
-        return result
-
-    return torch, torch.device("cuda"), wait
 
 
 def _in_torch(build: Callable[..., Any], in_our_layout: Callable[..., Any]) -> Callable[[Case, str, Data], Call]:
@@ -314,20 +288,26 @@ def _in_torch(build: Callable[..., Any], in_our_layout: Callable[..., Any]) -> C
     """
 
     def call(case: Case, operation: str, data: Data) -> Call:
-        torch, device, wait = _torch_module()
+        import torch
+
+        torch.set_num_threads(THREADS)
+        device = "cuda" if jax.default_backend() == "gpu" else "cpu"
 
         def tensor(array: np.ndarray) -> Any:
             same = array if array.dtype == np.uint8 else array.astype(np.float32)
-            return torch.from_numpy(same).to(device).to(getattr(torch, array.dtype.name))
+            return torch.from_numpy(same).to(device, getattr(torch, array.dtype.name))
 
-        def on_cpu(result: Any) -> Any:  # in a dtype that NumPy has
-            return result.cpu().float()
+        def wait(result: Any) -> Any:
+            if device == "cuda":
+                torch.cuda.synchronize()
+            return result
 
         maps = [tensor(m).permute(0, 3, 1, 2).contiguous() for m in data.maps]
         boxes = tensor(data.boxes)
         crop = build(case, data, device)
         if operation == "forward":
-            return Call(lambda: crop(maps, boxes), lambda crops: flat(on_cpu(in_our_layout(case, data, crops))), wait)
+            run = functools.partial(crop, maps, boxes)
+            return Call(run, lambda crops: flat(in_our_layout(case, data, crops).cpu().float()), wait)
         by = [boxes] if operation == "box gradient" else maps
         for leaf in by:
             leaf.requires_grad_()
@@ -335,7 +315,7 @@ def _in_torch(build: Callable[..., Any], in_our_layout: Callable[..., Any]) -> C
         crops_bar = torch.autograd.grad(in_our_layout(case, data, crops), crops, tensor(data.crops_bar))[0].contiguous()
 
         def value(gradients: Any) -> np.ndarray:
-            return flat([on_cpu(g.permute(0, 2, 3, 1) if g.ndim == 4 else g) for g in gradients])
+            return flat([(g.permute(0, 2, 3, 1) if g.ndim == 4 else g).cpu().float() for g in gradients])
 
         return Call(lambda: torch.autograd.grad(crops, by, crops_bar, retain_graph=True), value, wait)
 
@@ -402,14 +382,15 @@ def _groups(case: Case, data: Data) -> list[np.ndarray]:
 # ---- antialiasing: crops of whole pixels, cut out before the clock runs (of TensorFlow, in its function)
 
 
-def _windows(case: Case, data: Data) -> Iterator[tuple[int, int, int, int, int]]:
-    """Image, top, left, bottom and right of each box, in pixels."""
-    pixels = np.round(data.boxes * np.tile(case.maps[0][1:3], 2)).astype(int)
-    return ((int(index), *box.tolist()) for index, box in zip(data.box_indices, pixels, strict=True))
+def _windows(case: Case, data: Data) -> Iterator[tuple[int, slice, slice]]:
+    """Image, rows and columns of each box."""
+    pixels = np.round(data.boxes * np.tile(case.maps[0][1:3], 2)).astype(int).tolist()
+    for index, (top, left, bottom, right) in zip(data.box_indices.tolist(), pixels, strict=True):
+        yield index, slice(top, bottom), slice(left, right)
 
 
-def _cubic(case: Case) -> bool:
-    return "cubic" in case.method
+def _is_cubic(case: Case) -> bool:
+    return case.method.endswith("cubic")
 
 
 def _pillow(case: Case, _operation: str, data: Data, *, threads: int = 1) -> Call:
@@ -417,15 +398,10 @@ def _pillow(case: Case, _operation: str, data: Data, *, threads: int = 1) -> Cal
     from PIL import Image
 
     images = [Image.fromarray(image) for image in data.maps[0]]
-    resample = Image.Resampling.BICUBIC if _cubic(case) else Image.Resampling.BILINEAR
-    work = [(images[i], (left, top, right, bottom)) for i, top, left, bottom, right in _windows(case, data)]
-
-    def one(item: Any) -> Any:
-        image, box = item
-        return image.resize(case.size[::-1], resample, box=box)
-
-    pool = ThreadPoolExecutor(threads)
-    return Call((lambda: list(map(one, work))) if threads == 1 else (lambda: list(pool.map(one, work))), flat)
+    resample = Image.Resampling.BICUBIC if _is_cubic(case) else Image.Resampling.BILINEAR
+    work = [(images[i], (x.start, y.start, x.stop, y.stop)) for i, y, x in _windows(case, data)]
+    each = map if threads == 1 else ThreadPoolExecutor(threads).map
+    return Call(lambda: list(each(lambda item: item[0].resize(case.size[::-1], resample, box=item[1]), work)), flat)
 
 
 def _opencv_resize(case: Case, _operation: str, data: Data) -> Call:
@@ -433,33 +409,29 @@ def _opencv_resize(case: Case, _operation: str, data: Data) -> Call:
     import cv2
 
     cv2.setNumThreads(THREADS)
-    how = cv2.INTER_CUBIC if _cubic(case) else cv2.INTER_AREA
-    work = [data.maps[0][i, top:bottom, left:right] for i, top, left, bottom, right in _windows(case, data)]
+    how = cv2.INTER_CUBIC if _is_cubic(case) else cv2.INTER_AREA
+    work = [data.maps[0][window] for window in _windows(case, data)]
     return Call(lambda: [cv2.resize(window, case.size[::-1], interpolation=how) for window in work], flat)
 
 
 def _interpolate(case: Case, _operation: str, data: Data) -> Call:
     """Channels last in memory, its fastest layout."""
-    torch, _, _ = _torch_module()
-    images = torch.from_numpy(data.maps[0]).permute(0, 3, 1, 2)
-    mode = "bicubic" if _cubic(case) else "bilinear"
+    import torch
+
+    torch.set_num_threads(THREADS)
+    mode = "bicubic" if _is_cubic(case) else "bilinear"
     resize = functools.partial(torch.nn.functional.interpolate, size=case.size, mode=mode, antialias=True)
-    work = [images[i : i + 1, :, top:bottom, left:right] for i, top, left, bottom, right in _windows(case, data)]
-    return Call(
-        lambda: [resize(window) for window in work], lambda crops: flat(torch.cat(crops).permute(0, 2, 3, 1).float())
-    )
+    work = [torch.from_numpy(data.maps[0][window]).permute(2, 0, 1)[None] for window in _windows(case, data)]
+    return Call(lambda: [resize(window) for window in work], lambda crops: flat(torch.cat(crops).permute(0, 2, 3, 1)))
 
 
 def _tensorflow_resize(case: Case, _operation: str, data: Data) -> Call:
     import tensorflow as tf
 
-    method = "bicubic" if _cubic(case) else "bilinear"
-
-    @tf.function
-    def function(images: Any) -> Any:
-        windows = (images[i, top:bottom, left:right] for i, top, left, bottom, right in _windows(case, data))
-        return tf.stack([tf.image.resize(window, case.size, method, antialias=True) for window in windows])
-
+    resize = functools.partial(
+        tf.image.resize, size=case.size, method="bicubic" if _is_cubic(case) else "bilinear", antialias=True
+    )
+    function = tf.function(lambda images: tf.stack([resize(images[window]) for window in _windows(case, data)]))
     images = tf.constant(data.maps[0])
     return Call(lambda: function(images), flat)
 
@@ -471,19 +443,14 @@ TENSORFLOW = "TensorFlow"
 RACING = "TensorFlow, default mode"  # wrong: its threads add to the same pixels without synchronisation
 GATHER = "jnp gather"
 
-_CROPS, _ROIS, _ANTIALIASED = ("crop",), ("ROIAlign", "pyramid"), ("antialiased",)
-_SINGLE = ("crop", "ROIAlign")
-_FORWARD, _DERIVATIVES = OPERATIONS[:1], OPERATIONS[:3]
+_CROPS, _ROIS, _SINGLE, _ANTIALIASED = ("crop",), ("ROIAlign", "pyramid"), ("crop", "ROIAlign"), ("antialiased",)
+_FORWARD, _DERIVATIVES, _RACES = OPERATIONS[:1], OPERATIONS[:3], ("image gradient", "training step")
+_default_mode = functools.partial(_tensorflow, deterministic=False)
 
 PEERS = {
     OURS: Peer("jax", _in_jax(ours)),
     TENSORFLOW: Peer("tensorflow", _tensorflow, _SINGLE),
-    RACING: Peer(
-        "tensorflow",
-        functools.partial(_tensorflow, deterministic=False),
-        _SINGLE,
-        ("image gradient", "training step"),  # where the two differ
-    ),
+    RACING: Peer("tensorflow", _default_mode, _SINGLE, _RACES),
     "ONNX Runtime": Peer("onnxruntime", _onnxruntime, _CROPS + _ROIS, _FORWARD, ("float32",)),
     "OpenCV warpAffine": Peer("cv2", _warp_affine, _CROPS, _FORWARD, ("float32", "uint8")),
     "PyTorch grid_sample": Peer("torch", _in_torch(_grid_sample, _grid_in_our_layout), _SINGLE, _DERIVATIVES),

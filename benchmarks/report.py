@@ -1,6 +1,7 @@
 """The pages that show the results, made of the templates in pages/."""
 
 import functools
+import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 from benchmarks import figures, results
 from benchmarks.cases import AXES, CROPS, KERNELS, OPERATIONS, ROIS
+from benchmarks.compositions import DERIVATIVES as _DERIVED
 from benchmarks.compositions import PLAIN
 from benchmarks.forms import BASE, DERIVATIVES, FORWARD, HVP, SQUARES
 from benchmarks.measure import Row
@@ -75,16 +77,13 @@ def _summary(backend: str) -> str:
     parts = ("speed", "kernels"), ("speed-keep", "kernels-keep")
     usual, kept = ([row for part in each for row in results.rows(backend, part)] for each in parts)
     cells = []
-    for title in _KINDS:
-        for operation in OPERATIONS:
-            here, there = (_ratios(rows, operation, title) for rows in (usual, kept))
-            for who in here.keys() - {OURS, RACING, FLOOR}:
-                text = "<br>".join(_mean(each[who]) for each in (here, there) if who in each)
-                cells.append((f"{who}, {title}", operation, text))
-    cells.sort(
-        key=lambda cell: (list(_KINDS).index(cell[0].split(", ")[-1]), list(PEERS).index(cell[0].rsplit(", ", 1)[0]))
-    )
-    return f"## On {_place(results.load(backend, 'speed').machine)}\n\n{_table(cells, OPERATIONS)}"
+    for title, who, operation in itertools.product(
+        _KINDS, [name for name in PEERS if name not in (OURS, RACING)], OPERATIONS
+    ):
+        here = [_ratios(rows, operation, title).get(who) for rows in (usual, kept)]
+        if here[0]:
+            cells.append((f"{who}, {title}", operation, "<br>".join(_mean(each) for each in here if each)))
+    return f"### On {_place(results.load(backend, 'speed').machine)}\n\n{_table(cells, OPERATIONS)}"
 
 
 def _speed_of(backend: str) -> Iterator[str]:
@@ -123,32 +122,35 @@ def _compositions(rows: Sequence[Row]) -> Iterator[str]:
     base, tables = {}, {}
     for row in rows:
         first = base.setdefault((row.case, row.operation), row)
-        if row.operation == "derivatives":
+        if row.operation == _DERIVED:
             if row.who == HVP:
                 first = next(r for r in rows if (r.case, r.who) == (row.case, SQUARES))
-            table, line, column = "derivatives", row.case, row.who
+            table, line, column = _DERIVED, row.case, row.who
         else:
             plain = row.who.endswith(PLAIN)
             table, line, column = row.case, row.who.removesuffix(PLAIN), row.operation + ", jnp" * plain
         tables.setdefault(table, []).append((line, column, f"{_ratio(row, first)} ({_mib(row)})"))
     for title, cells in tables.items():
-        yield f"**{title}**\n\n{_table(cells, DERIVATIVES if title == 'derivatives' else ())}"
+        yield f"**{title}**\n\n{_table(cells, DERIVATIVES if title == _DERIVED else ())}"
 
 
 def _prices(rows: Sequence[Row]) -> str:
     """The worst form and the mean over all, in time; against the base, and against jnp in the same form."""
-    times = {(r.case, r.operation, r.who): r.times.median for r in rows if r.operation != "derivatives" and r.times}
+    times = {(r.case, r.operation, r.who): r.times.median for r in rows if r.operation != _DERIVED and r.times}
     ours = {key: time for key, time in times.items() if not key[2].endswith(PLAIN)}
     to_base = {key: time / times[*key[:2], BASE] for key, time in ours.items() if key[2] != BASE}
     plain = {key: times.get((*key[:2], key[2] + PLAIN)) for key in ours}
     to_plain = {key: time / plain[key] for key, time in ours.items() if plain[key]}
     if not (to_base and to_plain):
         return ""
+    untimed = sum(row.times is None and not row.who.endswith(PLAIN) for row in rows)
     worst, beside = (max(ratios, key=ratios.get) for ratios in (to_base, to_plain))
     return (
         f"The worst form costs {to_base[worst]:.2f} times `box_indices` ({'; '.join(worst)}), all of them "
         f"{geometric_mean(to_base.values()):.2f} times in geometric mean; beside jnp's ten lines in the same form "
         f"the worst is {to_plain[beside]:.2f} ({'; '.join(beside)})."
+        + f" {untimed} forms need more than 1 GiB and were not run."
+        * bool(untimed)
     )
 
 
@@ -168,14 +170,10 @@ def _scaling(rows: Sequence[Row]) -> Iterator[str]:
     times = {(row.case, row.operation, row.who): row.times.median for row in rows}
     for name, axis in AXES.items() if times else ():
         cases = {value: axis.case(value).name for value in axis.values}
-        panels = {
-            operation: {
-                who: [(value, times[case, operation, who]) for value, case in cases.items()]
-                for who in (OURS, TENSORFLOW)
-                if (cases[axis.values[0]], operation, who) in times
-            }
-            for operation in OPERATIONS[:3]
-        }
+        panels: dict[str, dict[str, list[tuple[int, float]]]] = {}
+        for (value, case), operation, who in itertools.product(cases.items(), OPERATIONS[:3], (OURS, TENSORFLOW)):
+            if (case, operation, who) in times:
+                panels.setdefault(operation, {}).setdefault(who, []).append((value, times[case, operation, who]))
         picture = f"figures/scaling-{name}-cpu.svg"
         figures.growth(DOCS / picture, axis.title, panels)
         yield f"![Time against {axis.title}]({picture})\n"

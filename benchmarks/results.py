@@ -5,6 +5,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,19 +15,8 @@ import jax
 from benchmarks.measure import Quartiles, Row
 
 FOLDER = Path(__file__).parent / "results"
-_PACKAGES = [
-    "jax_crop",
-    "jax",
-    "jaxlib",
-    "numpy",
-    "tensorflow",
-    "tensorflow-cpu",
-    "onnxruntime",
-    "torch",
-    "torchvision",
-    "pillow",
-]
-_PACKAGES += ["opencv-python", "opencv-python-headless"]
+_PACKAGES = "jax_crop jax jaxlib numpy tensorflow tensorflow-cpu onnxruntime torch torchvision pillow"
+_PACKAGES += " opencv-python opencv-python-headless"
 KEEP = {  # one arena whose memory is neither mapped anew nor given back
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_THRESHOLD_": str(2**32),
@@ -63,7 +53,8 @@ def rows(backend: str, part: str) -> list[Row]:
 
 
 def machine() -> dict[str, Any]:
-    versions = {name: version for name in _PACKAGES if (version := _version(name))}
+    installed = {package.name.lower(): package.version for package in importlib.metadata.distributions()}
+    versions = {name: installed[name] for name in _PACKAGES.split() if name in installed}
     return {
         "processor": _processor(),
         "cores": os.cpu_count(),
@@ -79,15 +70,7 @@ def keeps_freed_memory() -> bool:
     return os.environ.items() >= KEEP.items()
 
 
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
 def _processor() -> str:
     cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return models[0] if models else platform.processor()
+    model = re.search(r"^model name\s*: (.*)$", cpuinfo.read_text() if cpuinfo.exists() else "", re.MULTILINE)
+    return model[1] if model else platform.processor()

@@ -6,6 +6,7 @@ instead, and needs neither.
 """
 
 import argparse
+import importlib.util
 import os
 import subprocess
 import sys
@@ -24,6 +25,7 @@ import jax
 from benchmarks import compositions, correctness, first_call, memory, report, results, speed
 from benchmarks.cases import CROPS, KERNELS, ROIS, Case
 from benchmarks.measure import QUICK, Effort
+from benchmarks.peers import TORCHVISION
 
 _PAGES = "pages"
 _ALL = (*CROPS, *ROIS, *KERNELS)
@@ -32,12 +34,14 @@ _ALL = (*CROPS, *ROIS, *KERNELS)
 _PARTS: dict[str, Callable[[Sequence[Case], Effort], Sequence[Any]]] = {
     "speed": lambda cases, effort: speed.measure([c for c in cases if c not in KERNELS], effort),
     "kernels": lambda cases, effort: speed.measure([c for c in cases if c in KERNELS], effort),
+    "torchvision": lambda _, effort: speed.beside(TORCHVISION, ROIS, effort),
     "compositions": lambda _, effort: compositions.measure(effort._replace(turns=3)),
     "first_call": lambda _, effort: first_call.measure(quick=effort == QUICK),
     "scaling": lambda _, effort: speed.scaling(effort._replace(seconds=effort.seconds / 2)),
     "memory": lambda _, effort: memory.measure(quick=effort == QUICK),
     "correctness": lambda _, effort: correctness.measure(quick=effort == QUICK),
 }
+_ELSEWHERE = ("torchvision",)  # in an environment of its own
 _ALSO_KEPT = ("speed", "kernels")  # measured once more, under other settings of the allocator
 
 
@@ -65,7 +69,9 @@ def main() -> None:
         parser.error(f"no case has {' and '.join(texts)} in its name: {'; '.join(case.name for case in _ALL)}")
     parts = [name for name in options.names if name in _PARTS]
     if not parts and _PAGES not in options.names:
-        parts = list(_ALSO_KEPT if keep or texts else _PARTS)
+        parts = list(_ALSO_KEPT if keep or texts else [part for part in _PARTS if part not in _ELSEWHERE])
+    if missing := [part for part in parts if part in _ELSEWHERE and not importlib.util.find_spec(part)]:
+        parser.error(f"{missing[0]} is not installed: benchmarks/peers.py says how")
 
     saves = not (texts or options.quick)
     start = time.perf_counter()

@@ -3,8 +3,8 @@
 A peer makes of (case, operation, data) a `Call`, or None of what it does not offer. Outputs and cotangents stay in the
 peer's layout too; only `Call.value` brings them into ours.
 
-torchvision joins where it is installed. It wants a PyTorch of its own, so it has an environment of its own:
-``pip install -e . matplotlib 'torchvision>=0.29.1'``, then ``python -m benchmarks ROIAlign`` shows it on the screen.
+torchvision wants another PyTorch than the tests do, so it has an environment of its own, of several gigabytes:
+``pip install -e '.[core]' 'torchvision>=0.29.1'``, then ``python -m benchmarks torchvision``.
 """
 
 import functools
@@ -442,6 +442,7 @@ OURS = "jax_crop"
 TENSORFLOW = "TensorFlow"
 RACING = "TensorFlow, default mode"  # wrong: its threads add to the same pixels without synchronisation
 GATHER = "jnp gather"
+TORCHVISION = "torchvision"
 
 _CROPS, _ROIS, _SINGLE, _ANTIALIASED = ("crop",), ("ROIAlign", "pyramid"), ("crop", "ROIAlign"), ("antialiased",)
 _FORWARD, _DERIVATIVES, _RACES = OPERATIONS[:1], OPERATIONS[:3], ("image gradient", "training step")
@@ -454,7 +455,7 @@ PEERS = {
     "ONNX Runtime": Peer("onnxruntime", _onnxruntime, _CROPS + _ROIS, _FORWARD, ("float32",)),
     "OpenCV warpAffine": Peer("cv2", _warp_affine, _CROPS, _FORWARD, ("float32", "uint8")),
     "PyTorch grid_sample": Peer("torch", _in_torch(_grid_sample, _grid_in_our_layout), _SINGLE, _DERIVATIVES),
-    "torchvision": Peer("torchvision", _in_torch(_roi_align, _rois_in_our_layout), _ROIS, OPERATIONS[:2]),
+    TORCHVISION: Peer("torchvision", _in_torch(_roi_align, _rois_in_our_layout), _ROIS, OPERATIONS[:2]),
     GATHER: Peer("jax", _in_jax(plain), _CROPS + _ROIS),
     "map_coordinates": Peer("jax", _in_jax(_each_box(_map_coordinates)), _SINGLE, _DERIVATIVES),
     "Pillow, 1 thread": Peer("PIL", _pillow, _ANTIALIASED, _FORWARD),

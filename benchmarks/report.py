@@ -14,7 +14,7 @@ from benchmarks.compositions import PLAIN
 from benchmarks.forms import BASE, DERIVATIVES, FORWARD, HVP, SQUARES
 from benchmarks.measure import Row
 from benchmarks.memory import MIB
-from benchmarks.peers import GATHER, OURS, PEERS, RACING, TENSORFLOW
+from benchmarks.peers import GATHER, OURS, PEERS, RACING, TENSORFLOW, TORCHVISION
 from benchmarks.speed import FLOOR, geometric_mean, ratios_to_first
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -80,7 +80,8 @@ def _summary(backend: str) -> str:
     for title, who, operation in itertools.product(
         _KINDS, [name for name in PEERS if name not in (OURS, RACING)], OPERATIONS
     ):
-        here = [_ratios(rows, operation, title).get(who) for rows in (usual, kept)]
+        sources = (usual, kept) if who != TORCHVISION else [results.rows(backend, TORCHVISION)]
+        here = [_ratios(rows, operation, title).get(who) for rows in sources]
         if here[0]:
             cells.append((f"{who}, {title}", operation, "<br>".join(_mean(each) for each in here if each)))
     return f"### On {_place(results.load(backend, 'speed').machine)}\n\n{_table(cells, OPERATIONS)}"
@@ -91,6 +92,7 @@ def _speed_of(backend: str) -> Iterator[str]:
     yield f"## On {_place(machine)}\n\n{_measured_on(machine)}"
     kernels = results.rows(backend, "kernels")
     yield from _speed([*results.rows(backend, "speed"), *kernels])
+    yield from _speed(results.rows(backend, TORCHVISION))
     ours = [row for row in kernels if row.who == OURS]
     first = {row.case: row for row in ours if row.operation == FORWARD}
     cells = [(row.case, row.operation, f"{_ratio(row, first[row.case])} ({_mib(row)} MiB)") for row in ours]

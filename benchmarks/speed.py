@@ -4,9 +4,9 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from benchmarks.cases import AXES, OPERATIONS, Case, Data, make
+from benchmarks.cases import AXES, Case, Data, make
 from benchmarks.measure import Effort, Quartiles, Row, copy_bandwidth, race
-from benchmarks.peers import OURS, TENSORFLOW, prepared
+from benchmarks.peers import OURS, PEERS, TENSORFLOW, prepared
 
 FLOOR = "copy of as many bytes"
 
@@ -32,9 +32,14 @@ def measure(cases: Iterable[Case], effort: Effort) -> list[Row]:
 
 def scaling(effort: Effort) -> list[Row]:
     """Ours and TensorFlow's, along each axis."""
-    cases = (axis.case(value) for axis in AXES.values() for value in axis.values)
-    only = (OURS, TENSORFLOW)
-    return [row for c in cases for o in OPERATIONS[:3] for row in of_operation(c, o, make(c), effort, only)]
+    return beside(TENSORFLOW, [axis.case(value) for axis in AXES.values() for value in axis.values], effort)
+
+
+def beside(peer: str, cases: Iterable[Case], effort: Effort) -> list[Row]:
+    """Of ours and one other's derivatives."""
+    only = (OURS, peer)
+    rows = [of_operation(case, o, make(case), effort, only) for case in cases for o in PEERS[peer].operations[:3]]
+    return [row for each in rows for row in each]
 
 
 def of_operation(case: Case, operation: str, data: Data, effort: Effort, only: tuple[str, ...] = ()) -> list[Row]:

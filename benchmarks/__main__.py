@@ -76,7 +76,8 @@ def main() -> None:
     saves = not (texts or options.quick)
     start = time.perf_counter()
     for part in parts:
-        rows = _PARTS[part](cases, QUICK if options.quick else Effort())
+        effort = QUICK if options.quick else Effort(turns=3) if keep else Effort()
+        rows = _PARTS[part](cases, effort)
         if saves:
             results.save(f"{part}-keep" if keep else part, rows)
         print(f"== {part}: done after {(time.perf_counter() - start) / 60:.1f} minutes\n", flush=True)

@@ -4,6 +4,7 @@
 """
 
 import functools
+import itertools
 import json
 import os
 import subprocess
@@ -25,32 +26,28 @@ FORWARD, GRADIENTS = "forward", "value and both gradients"
 _TIMES = 3
 
 # Samples per bin and axis; of an adaptive number, at most so many.
-_POOLS: dict[str, dict[str, Any]] = {
-    **{f"roi_align, sampling_ratio={n}": {"sampling_ratio": n} for n in (1, 2, 8, 16)},
-    **{f"roi_align, max_sampling_ratio={n}": {"sampling_ratio": 0, "max_sampling_ratio": n} for n in (8, 32)},
-}
+_SAMPLES = [{"sampling_ratio": n} for n in (1, 2, 8, 16)]
+_SAMPLES += [{"sampling_ratio": 0, "max_sampling_ratio": n} for n in (8, 32)]
 _FUNCTIONS: dict[str, dict[str, tuple[Case, Callable[..., jax.Array]]]] = {
-    CROP: {OURS: (CROPS[0], jax_crop.crop_and_resize), GATHER: (CROPS[0], gather)},
-    **{
-        name: {OURS: (CROPS[2], functools.partial(jax_crop.roi_align, spatial_scale=1 / 16, **options))}
-        for name, options in _POOLS.items()
-    },
+    CROP: {OURS: (CROPS[0], jax_crop.crop_and_resize), GATHER: (CROPS[0], gather)}
 }
+for _options in _SAMPLES:
+    _name = ", ".join(f"{name}={value}" for name, value in _options.items())
+    _FUNCTIONS[f"roi_align, {_name}"] = {OURS: (CROPS[2], functools.partial(jax_crop.roi_align, **_options))}
 
 
 def measure(quick: bool = False) -> list[Row]:
     rows = []
-    for case, functions in _FUNCTIONS.items():
-        for operation in (FORWARD, GRADIENTS):
-            for who in functions:
-                command = [sys.executable, "-m", "benchmarks.first_call", case, who, operation]
-                times = 1 if quick or case != CROP else _TIMES
-                fresh = os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "false"}
-                runs = [json.loads(subprocess.check_output(command, env=fresh)) for _ in range(times)]
-                seconds = np.percentile([run["seconds"] for run in runs], [25, 50, 75])
-                row = Row(case, operation, who, compile_seconds=seconds[1], instructions=runs[0]["instructions"])
-                rows.append(row._replace(times=Quartiles(*(1e3 * seconds).tolist())))
-                print(f"{case}, {operation}, {who}: {seconds[1]:.2f} s, {row.instructions} instructions", flush=True)
+    for case, operation in itertools.product(_FUNCTIONS, (FORWARD, GRADIENTS)):
+        for who in _FUNCTIONS[case]:
+            command = [sys.executable, "-m", "benchmarks.first_call", case, who, operation]
+            times = 1 if quick or case != CROP else _TIMES
+            fresh = os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "false"}
+            runs = [json.loads(subprocess.check_output(command, env=fresh)) for _ in range(times)]
+            seconds = np.percentile([run["seconds"] for run in runs], [25, 50, 75])
+            row = Row(case, operation, who, compile_seconds=seconds[1], instructions=runs[0]["instructions"])
+            rows.append(row._replace(times=Quartiles(*(1e3 * seconds).tolist())))
+            print(f"{case}, {operation}, {who}: {seconds[1]:.2f} s, {row.instructions} instructions", flush=True)
     return rows
 
 

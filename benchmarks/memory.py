@@ -78,7 +78,7 @@ def bound(case: Case, operation: str) -> int:
         return MIB + case.crops_bytes // 50
     if operation in OPERATIONS:
         return 16 * MIB + (case.image_bytes + case.crops_bytes) // 8 + _summed(case, operation)
-    return 16 * MIB + 2 * case.crops_bytes
+    return 16 * MIB + 2 * 4 * math.prod(case.crops_shape)  # in float32, in which everything is interpolated
 
 
 def largest(case: Case, operation: str) -> int:

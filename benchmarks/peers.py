@@ -233,11 +233,9 @@ def _onnxruntime(case: Case, _operation: str, data: Data) -> Call:
 def _onnx_model(case: Case, level: int) -> bytes:
     from onnx import TensorProto, helper
 
-    names, constants = ["image", "boxes", "indices"], []
-    types, ranks = (
-        [TensorProto.FLOAT, TensorProto.FLOAT, TensorProto.INT64 if case.strides else TensorProto.INT32],
-        (4, 2, 1),
-    )
+    index_type = TensorProto.INT64 if case.strides else TensorProto.INT32
+    described = (("image", TensorProto.FLOAT, 4), ("boxes", TensorProto.FLOAT, 2), ("indices", index_type, 1))
+    names, constants = [name for name, _, _ in described], []
     if case.strides:
         attributes = {"output_height": case.size[0], "output_width": case.size[1], "sampling_ratio": case.samples}
         attributes |= {"spatial_scale": 1 / case.strides[level], "coordinate_transformation_mode": "half_pixel"}
@@ -245,7 +243,6 @@ def _onnx_model(case: Case, level: int) -> bytes:
     else:
         node = helper.make_node("CropAndResize", [*names, "size"], ["crops"], domain="com.microsoft")
         constants = [helper.make_tensor("size", TensorProto.INT32, [2], case.size)]
-    described = zip(names, types, ranks, strict=True)
     inputs = [helper.make_tensor_value_info(name, kind, [None] * rank) for name, kind, rank in described]
     crops = helper.make_tensor_value_info("crops", TensorProto.FLOAT, [None] * 4)
     graph = helper.make_graph([node], "crops", inputs, [crops], constants)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import figures, results
+from benchmarks import results
 from benchmarks.cases import AXES, CROPS, KERNELS, OPERATIONS, ROIS
 from benchmarks.compositions import DERIVATIVES as _DERIVED
 from benchmarks.compositions import PLAIN
@@ -27,7 +27,7 @@ _NOT_MEASURED = "Not measured since the programs changed.\n"
 
 
 def write() -> None:
-    """All pages and pictures, from the results that are there."""
+    """All pages, from the results that are there."""
     backends = [backend for backend in ("cpu", "gpu", "tpu") if results.load(backend, "speed")]
     rows = functools.partial(results.rows, "cpu")
     _fill("performance.md", summaries="\n".join(map(_summary, backends)))
@@ -169,16 +169,15 @@ def _first_call(rows: Sequence[Row]) -> str:
 
 
 def _scaling(rows: Sequence[Row]) -> Iterator[str]:
-    times = {(row.case, row.operation, row.who): row.times.median for row in rows}
-    for name, axis in AXES.items() if times else ():
-        cases = {value: axis.case(value).name for value in axis.values}
-        panels: dict[str, dict[str, list[tuple[int, float]]]] = {}
-        for (value, case), operation, who in itertools.product(cases.items(), OPERATIONS[:3], (OURS, TENSORFLOW)):
-            if (case, operation, who) in times:
-                panels.setdefault(operation, {}).setdefault(who, []).append((value, times[case, operation, who]))
-        picture = f"figures/scaling-{name}-cpu.svg"
-        figures.growth(DOCS / picture, axis.title, panels)
-        yield f"![Time against {axis.title}]({picture})\n"
+    """Ours in ms, and TensorFlow's time over it."""
+    found = {(row.case, row.operation, row.who): row for row in rows}
+    for axis in AXES.values() if found else ():
+        cells = []
+        for value, operation in itertools.product(axis.values, OPERATIONS[:3]):
+            ours, other = (found.get((axis.case(value).name, operation, who)) for who in (OURS, TENSORFLOW))
+            ratio = f" ({_ratio(other, ours)})" if other else ""
+            cells.append((str(value), operation, f"{ours.times.median:.2f}{ratio}"))
+        yield f"**{axis.title}**\n\n{_table(cells)}"
 
 
 def _memory(rows: Sequence[Row]) -> str:

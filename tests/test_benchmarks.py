@@ -120,7 +120,7 @@ def test_pages(tmp_path, monkeypatch):
         "| 1.00 (3072.00) | 2.50 (3072.00) |",
         "| crop, forward | 2.00 s, 9 | 2.00 s, 9 | 1.00, 1.00 |",
         "| large | 2.00 of 1 **over** |",
-        "![Time against channels",
+        "| 255 | 1.00 (1.00) | 1.00 (1.00) | 1.00 (1.00) |",
     ):
         assert text in tables, text
     assert "| wrong decisions | 7 | 0 |" in (tmp_path / "correctness-table.md").read_text()

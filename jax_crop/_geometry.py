@@ -174,7 +174,9 @@ def _moved(fraction: Array, edges: Array, lattice: Any, moves: Array) -> Array:
     edges = jnp.where(jnp.isfinite(edges), edges, 0)
     zeros = (edges - lax.stop_gradient(edges)).astype(fraction.dtype)
     steps = jnp.asarray(lattice.steps, zeros.dtype)
-    slopes = [jnp.asarray(weight * lattice.scale, zeros.dtype) / steps for weight in (lattice.to_start, lattice.to_stop)]
+    slopes = [
+        jnp.asarray(weight * lattice.scale, zeros.dtype) / steps for weight in (lattice.to_start, lattice.to_stop)
+    ]
     shift = zeros[..., :1] * slopes[0] + zeros[..., 1:] * slopes[1]
     return fraction + jnp.where(moves, shift, 0)
 

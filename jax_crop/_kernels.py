@@ -68,10 +68,13 @@ KERNELS = {
 
 def weights(kernel: Kernel, axis: Axis, size: int) -> Array:
     """What samples ``[..., n]`` weigh of each of ``size`` pixels, ``[..., n, size]``: of sum 1, or all 0 if outside."""
-    index, fraction, inside = (x[..., None] for x in axis[:3])
+    index, fraction, inside, on_last_ = (x[..., None] for x in (*axis[:3], on_last(axis, size)))
     pixels = lax.broadcasted_iota(jnp.int32, (*axis.index.shape, size), axis.index.ndim)
     ahead = (pixels - index).astype(fraction.dtype) - fraction
-    # On the last pixel, what is ahead is taken as behind, for the slope toward the inside.
-    on_last = (index == size - 1) & (fraction == 0)
-    weights = kernel(jnp.where(on_last, -ahead, ahead) / axis.scale[..., None])
+    weights = kernel(jnp.where(on_last_, -ahead, ahead) / axis.scale[..., None])
     return jnp.where(inside, weights / jnp.sum(weights, axis=-1, keepdims=True), 0)
+
+
+def on_last(axis: Axis, size: int) -> Array:
+    """Where samples are on the last pixel: there what is ahead is taken as behind, for the slope toward the inside."""
+    return (axis.index == size - 1) & (axis.fraction == 0)

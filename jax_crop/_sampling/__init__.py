@@ -7,15 +7,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jax.custom_batching import custom_vmap
 from jax.custom_derivatives import SymbolicZero
 from jax.sharding import AxisType
 
-from jax_crop._kernels import Kernel
-from jax_crop._sampling import bands, gather, linear, loops, products
+from jax_crop._sampling import gather, linear, loops, products
+from jax_crop._sampling.by_kernel import sample_by_kernel as sample_by_kernel
 from jax_crop._sampling.tables import Samples as Samples
 from jax_crop._sampling.tables import Scheme as Scheme
-from jax_crop._sampling.tables import Term, inside, joined
+from jax_crop._sampling.tables import Term, closed_under_vmap, inside
 from jax_crop._sampling.tables import each_group as each_group
 from jax_crop._sampling.tables import float_of as float_of
 from jax_crop._sampling.tables import in_items as in_items
@@ -35,7 +34,7 @@ def sample(scheme: Scheme, images: tuple[Array, ...], samples: Samples, fill: Ar
         ``[G, N, h, w, C]`` in the scheme's dtype, differentiable in images, fractions and fill.
     """
     by_gather = functools.partial(gather.values, scheme)
-    by_products = _closed_under_vmap(functools.partial(products.values, scheme))
+    by_products = closed_under_vmap(functools.partial(products.values, scheme))
     programs: dict[str, Callable[..., Array]] = {
         "tpu": lambda fill, *arrays: _filled(by_products(*arrays), samples, fill)
     }
@@ -43,7 +42,7 @@ def sample(scheme: Scheme, images: tuple[Array, ...], samples: Samples, fill: Ar
     # XLA on CPUs would stack the maps of a pyramid, and hold a 16-bit map in float32 where a bin has several samples.
     is_converted = scheme.samples != (1, 1) and images[0].dtype in (jnp.bfloat16, jnp.float16)
     if (len(images) > 1 or is_converted) and not auto:
-        by_loops = _closed_under_vmap(functools.partial(loops.values, scheme))
+        by_loops = closed_under_vmap(functools.partial(loops.values, scheme))
         programs["cpu"] = lambda fill, *arrays: by_loops(*arrays)
     return lax.platform_dependent(fill, images, samples, **programs, default=by_gather)
 
@@ -52,79 +51,6 @@ def _filled(crops: Array, samples: Samples, fill: Array | None) -> Array:
     if fill is None:
         return crops
     return jnp.where(inside(samples.rows.inside, samples.columns.inside), crops, fill.astype(crops.dtype))
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
-def sample_by_kernel(kernel: Kernel, scheme: Scheme, image: Array, samples: Samples, fill: Array) -> Array:
-    """As `sample` of one image, which an interpolation kernel weighs; differentiable in scales, too."""
-    by_products, by_bands = (
-        _closed_under_vmap(functools.partial(program.values_of_kernel, kernel, scheme.dtype))
-        for program in (products, bands)
-    )
-    of_groups = image, jnp.broadcast_to(fill, (image.shape[0], *fill.shape))
-    if not bands.can_compile(image.shape):
-        return by_products(of_groups, samples)
-    return lax.platform_dependent(of_groups, samples, cpu=by_bands, default=by_products)
-
-
-@functools.partial(sample_by_kernel.defjvp, symbolic_zeros=True)
-def _sample_by_kernel_jvp(
-    kernel: Kernel, scheme: Scheme, primals: tuple[Any, ...], tangents: tuple[Any, ...]
-) -> tuple[Array, Array]:
-    image, samples, _ = primals
-    image_dot, samples_dot, fill_dot = tangents
-    crops = sample_by_kernel(kernel, scheme, *primals)
-    crops_dot = jnp.zeros((), scheme.dtype)
-    if _moves([image_dot]):
-        # Until JAX 0.8, a loop over a tangent is transposed only if JAX itself has derived it.
-        of_image = functools.partial(products.crops_of_kernel, kernel, samples=samples, dtype=scheme.compute)
-        crops_dot += jax.jvp(of_image, (image,), (image_dot,))[1].astype(scheme.dtype)
-    moving = [(axis.fraction, axis.scale) for axis in samples[:2]]
-    dots = [(axis.fraction, axis.scale) for axis in samples_dot[:2]]
-    if _moves(jax.tree.leaves(dots)):
-
-        def of_samples(moving: Sequence[tuple[Array, Array]]) -> Array:
-            axes = [
-                axis._replace(fraction=fraction, scale=scale)
-                for axis, (fraction, scale) in zip(samples[:2], moving, strict=True)
-            ]
-            image_ = products.finite(image)
-            return products.crops_of_kernel(
-                kernel, image_, samples._replace(rows=axes[0], columns=axes[1]), scheme.compute
-            )
-
-        crops_dot += jax.jvp(of_samples, (moving,), (jax.tree.map(_dense, dots),))[1].astype(scheme.dtype)
-    if _moves([fill_dot]):
-        crops_dot += gather.fill_tangent(scheme, fill_dot, samples)
-    return crops, jnp.broadcast_to(crops_dot, crops.shape)
-
-
-def _closed_under_vmap(program: Callable[..., Array]) -> Callable[..., Array]:
-    """A program of ``(images, samples)`` that takes a mapped axis in the canonical form, as `linear` does."""
-    mapped = custom_vmap(program)
-
-    @mapped.def_vmap
-    def _(size: int, is_mapped: Any, images: Any, samples: Any) -> tuple[Array, bool]:
-        images_mapped, samples_mapped = is_mapped
-
-        def axes(mapped: Any) -> list[int | None]:
-            return [0 if is_mapped else None for is_mapped in jax.tree.leaves(mapped)]
-
-        tree = jax.tree.structure(samples)
-
-        def of_lists(images: Sequence[Array], samples: Sequence[Array]) -> list[Array]:
-            return [_closed_under_vmap(program)(tuple(images), jax.tree.unflatten(tree, samples))]
-
-        (crops,), axis = joined(
-            of_lists,
-            size,
-            (images, axes(images_mapped)),
-            (jax.tree.leaves(samples), axes(samples_mapped)),
-            gives_groups=False,
-        )
-        return jnp.moveaxis(crops, axis, 0), True
-
-    return mapped
 
 
 @functools.partial(sample.defjvp, symbolic_zeros=True)

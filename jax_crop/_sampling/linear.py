@@ -118,7 +118,7 @@ def _types(*leaves: Any, sum_: Sum, tree: Any) -> Arrays:
 
 def _lower(context: Any, *leaves: Any, sum_: Sum, tree: Any) -> Any:
     module = context.module_context
-    by_platform = programs.of(partitioned=not _on_one_device(module.axis_context))
+    by_platform = programs.of(partitioned=not on_one_device(module.axis_context))
     # Only what is asked for is traced: one program, if not for `jax.export`.
     asked = {platform if platform in by_platform else "default" for platform in module.platforms}
 
@@ -131,7 +131,7 @@ def _lower(context: Any, *leaves: Any, sum_: Sum, tree: Any) -> Any:
     return mlir.lower_fun(apply, multiple_results=True)(context, *leaves)
 
 
-def _on_one_device(axis_context: Any) -> bool:
+def on_one_device(axis_context: Any) -> bool:
     """Whether each device runs a program of its own. What is partitioned by XLA must leave it the choice of order."""
     if hasattr(axis_context, "manual_axes"):  # within `jax.shard_map`
         return axis_context.manual_axes == frozenset(axis_context.mesh.axis_names)

@@ -10,7 +10,6 @@ all their mapped forms, run the same loops.
 
 import functools
 import itertools
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -20,7 +19,7 @@ from jax import Array, lax
 
 from jax_crop._calls import small
 from jax_crop._sampling import gather
-from jax_crop._sampling.steps import at, loop, only, put, take
+from jax_crop._sampling.steps import at, loop, only, put, summed, take
 from jax_crop._sampling.tables import Samples, Scheme, Taps, Term, flat, items_of_all
 from jax_crop._sampling.varying import zeros
 
@@ -222,13 +221,13 @@ def _weights(crops: Array, image: Array, rows: Taps, columns: Taps) -> tuple[Arr
             row_sums, column_sums = sums
             row_sum = zeros((channels,), dtype, others)
             row_sum, column_sums = loop(width, add_sample, (row_sum, column_sums), unroll=_MANY // _known(channels))
-            return put(row_sums, _sum(row_sum[None]), (i,)), column_sums
+            return put(row_sums, summed(row_sum[None]), (i,)), column_sums
 
         def of_box(n: Array, results: tuple[Array, Array]) -> tuple[Array, Array]:
             of_rows, of_columns = results
             sums = zeros((height,), dtype, others), zeros((width, channels), dtype, others)
             row_sums, column_sums = loop(height, lambda i, sums: add_row(n, i, sums), sums)
-            return put(of_rows, row_sums[None], (n, 0)), put(of_columns, _sum(column_sums)[None], (n, 0))
+            return put(of_rows, row_sums[None], (n, 0)), put(of_columns, summed(column_sums)[None], (n, 0))
 
         results = zeros((boxes, height), dtype, others), zeros((boxes, width), dtype, others)
         return _row_after_row(starts, image.shape[0], of_box, results)
@@ -330,21 +329,6 @@ def _between(values: Any, weights: Array) -> Array:
         return first * weight  # which is 1, and in use: see `_Table`
     on_first, on_last = (jnp.broadcast_to(weight == whole, first.shape) for whole in (0, 1))
     return lax.select(on_last, last, lax.select(on_first, first, first + (last - first) * weight))
-
-
-def _sum(values: Array) -> Array:
-    """``[n, C]`` to ``[n]``; not by a reduction: XLA leaves large ones to a library, which a small call cannot use."""
-    count, channels = values.shape
-    lanes = math.gcd(_known(channels), 16)  # so many sums at once, which are then folded
-
-    def add(k: Array, sums: Array) -> Array:
-        return sums + take(values, (0, k * lanes), (count, lanes))
-
-    sums = loop(channels // lanes - 1, lambda k, sums: add(k + 1, sums), values[:, :lanes])
-    while lanes > 1:
-        lanes //= 2
-        sums = sums[:, :lanes] + sums[:, lanes:]
-    return sums[:, 0]
 
 
 def _row_after_row(starts: Array, height: int, body: Callable[[Array, Any], Any], carry: Any) -> Any:

@@ -1,5 +1,6 @@
 """What small programs (`_calls.small`) are made of: reads, writes and loops that XLA compiles to plain machine code."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -35,3 +36,18 @@ def loop(count: int | Array, body: Callable[[Array, Any], Any], carry: Any, unro
     return lax.fori_loop(
         0, count, lambda i, carry: body(jnp.asarray(i, jnp.int32), carry), carry, unroll=max(1, unroll)
     )
+
+
+def summed(values: Array) -> Array:
+    """``[n, C]`` to ``[n]``; not by a reduction: XLA leaves large ones to a library, which a small call cannot use."""
+    count, channels = values.shape
+    lanes = math.gcd(channels if isinstance(channels, int) else 1, 16)  # so many sums at once, which are then folded
+
+    def add(k: Array, sums: Array) -> Array:
+        return sums + take(values, (0, k * lanes), (count, lanes))
+
+    sums = loop(channels // lanes - 1, lambda k, sums: add(k + 1, sums), values[:, :lanes])
+    while lanes > 1:
+        lanes //= 2
+        sums = sums[:, :lanes] + sums[:, lanes:]
+    return sums[:, 0]

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.custom_batching import custom_vmap
 
 from jax_crop._geometry import Axis
 
@@ -182,3 +183,31 @@ def joined(
     groups = map(join, *of_groups) if more_groups else of_groups[0]
     results = program(list(groups), list(map(join, *of_boxes)))
     return [x.reshape(*x.shape[:at], size, x.shape[at] // size, *x.shape[at + 1 :]) for x in results], at
+
+
+def closed_under_vmap(program: Callable[..., Array]) -> Callable[..., Array]:
+    """A program of ``(images, samples)`` that takes a mapped axis in the canonical form, as derivatives do."""
+    mapped = custom_vmap(program)
+
+    @mapped.def_vmap
+    def _(size: int, is_mapped: Any, images: Any, samples: Any) -> tuple[Array, bool]:
+        images_mapped, samples_mapped = is_mapped
+
+        def axes(mapped: Any) -> list[int | None]:
+            return [0 if is_mapped else None for is_mapped in jax.tree.leaves(mapped)]
+
+        tree = jax.tree.structure(samples)
+
+        def of_lists(images: Sequence[Array], samples: Sequence[Array]) -> list[Array]:
+            return [closed_under_vmap(program)(tuple(images), jax.tree.unflatten(tree, samples))]
+
+        (crops,), axis = joined(
+            of_lists,
+            size,
+            (images, axes(images_mapped)),
+            (jax.tree.leaves(samples), axes(samples_mapped)),
+            gives_groups=False,
+        )
+        return jnp.moveaxis(crops, axis, 0), True
+
+    return mapped

@@ -508,7 +508,7 @@ def test_derivatives_where_a_level_is_one_row_or_column(placed):
         pooled, pooled_dot = jax.jvp(function, arguments, tangents)
         return pooled, pooled_dot, jax.vjp(function, *arguments)[1](pooled)
 
-    found, expected = jax.jit(derivatives, static_argnums=0)(of_pyramid), derivatives(of_levels)
+    found, expected = (jax.jit(derivatives, static_argnums=0)(function) for function in (of_pyramid, of_levels))
     assert all(np.any(bar) for bar in expected[2][0])
     chex.assert_trees_all_close(found, expected, rtol=0, atol=2e-6)
 

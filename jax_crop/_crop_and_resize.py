@@ -70,9 +70,10 @@ def crop_and_resize(
         exactly 1 counts as less.
 
     Raises:
-        TypeError, ValueError: while tracing, for an argument of the wrong type, shape or value; also for boxes in
-            lists and NumPy arrays that are whole numbers far beyond 1, in pixels that is. For what only the data
-            of traced and of JAX arrays can tell, see `jax_crop.boxes.check`.
+        TypeError: while tracing, for an argument of the wrong type.
+        ValueError: while tracing, for one of the wrong shape or value; also for boxes in lists and NumPy arrays that
+            are whole numbers far beyond 1, in pixels that is. For what only the data of traced and of JAX arrays can
+            tell, see `jax_crop.boxes.check`.
 
     Examples:
         >>> import jax.numpy as jnp

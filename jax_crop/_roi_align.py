@@ -78,8 +78,9 @@ def roi_align(
         clamped to the border.
 
     Raises:
-        TypeError, ValueError: while tracing, for an argument of the wrong type, shape or value. For what only the data
-            can tell, see `jax_crop.boxes.check`.
+        TypeError: while tracing, for an argument of the wrong type.
+        ValueError: while tracing, for one of the wrong shape or value. For what only the data can tell, see
+            `jax_crop.boxes.check`.
 
     Examples:
         >>> import jax.numpy as jnp
@@ -137,8 +138,9 @@ def multilevel_roi_align(
         As `roi_align` of each box on its level, to the last bit.
 
     Raises:
-        TypeError, ValueError: while tracing, for an argument of the wrong type, shape or value. For what only the data
-            can tell, see `jax_crop.boxes.check`.
+        TypeError: while tracing, for an argument of the wrong type.
+        ValueError: while tracing, for one of the wrong shape or value. For what only the data can tell, see
+            `jax_crop.boxes.check`.
 
     Examples:
         >>> import jax.numpy as jnp

@@ -276,11 +276,13 @@ def random_resized(
         float32 `[count, 4]`.
 
     Raises:
-        TypeError, ValueError: if an argument is not as described.
+        TypeError: if an argument is of the wrong type.
+        ValueError: if it is of the wrong shape or value.
 
-    Source: `get_params` of torchvision's `RandomResizedCrop`
-    (<https://docs.pytorch.org/vision/stable/generated/torchvision.transforms.RandomResizedCrop.html>); the method is
-    that of Szegedy et al., "Going Deeper with Convolutions", 2015, section 6.
+    Source:
+        `get_params` of torchvision's `RandomResizedCrop`
+        (<https://docs.pytorch.org/vision/stable/generated/torchvision.transforms.RandomResizedCrop.html>); the method
+        is that of Szegedy et al., "Going Deeper with Convolutions", 2015, section 6.
 
     Examples:
         >>> random_resized(jax.random.key(0), 2, (480, 640)).shape
@@ -350,7 +352,8 @@ def assign_levels(
     Raises:
         ValueError: if `min_level > max_level`, or if `canonical_size` is not positive.
 
-    Source: Lin et al., "Feature Pyramid Networks for Object Detection", 2017, equation 1.
+    Source:
+        Lin et al., "Feature Pyramid Networks for Object Detection", 2017, equation 1.
 
     Examples:
         >>> assign_levels([[0, 0, 112, 112], [0, 0, 224, 224], [0, 0, 9, 9]], 2, 5)

@@ -205,6 +205,7 @@ def _jvp(primals: Sequence[Any], tangents: Sequence[Any], *, sum_: Sum, tree: An
     if _moves(getattr(dots, linear)):
         dense = jax.tree.map(ad.instantiate_zeros, getattr(dots, linear))
         totals = list(_bind(sum_, at._replace(**{linear: dense})))
+    rest: Any
     held, rest = jax.tree.flatten(at._replace(**{linear: None}))
     rest_dots = rest.flatten_up_to(dots._replace(**{linear: None}))
     moved = [k for k, dot in enumerate(rest_dots) if _moves(dot)]

@@ -295,18 +295,18 @@ def _lerp(values: list[Array], weight: Array, finite: bool) -> Array:
 
 def _pixels(image: Array, rows: Array, columns: Array) -> Array:
     """The pixels at each of ``[N, h]`` rows and ``[N, w]`` columns: ``[N, h, w, C]``."""
-    return _windows(image, (rows[..., :, None], columns[..., None, :]), (1, 1, image.shape[2])).squeeze((-3, -2))
-
-
-def _windows(array: Array, starts: tuple[Array, Array], shape: tuple[int, ...]) -> Array:
-    """Windows of a shape, which start at indices along the array's first two axes: ``[*broadcast, *shape]``."""
-    # Rows and columns have indices of their own: a single one would overflow in images beyond 2^31 pixels.
-    indices = jnp.stack(jnp.broadcast_arrays(*starts), axis=-1)
-    first = indices.ndim - 1
+    height, width, channels = image.shape
+    rows, columns = rows[..., :, None], columns[..., None, :]
+    if isinstance(height * width, int) and height * width < 2**31:
+        # One address each: pairs for images of one channel XLA would form in memory.
+        image, indices = image.reshape(-1, channels), (rows * width + columns)[..., None]
+    else:  # which an address might overflow
+        indices = jnp.stack(jnp.broadcast_arrays(rows, columns), axis=-1)
+    axes = tuple(range(indices.shape[-1]))
     return lax.gather(
-        array,
+        image,
         indices,
-        lax.GatherDimensionNumbers(tuple(range(first, first + len(shape))), (), start_index_map=(0, 1)),
-        slice_sizes=shape,
+        lax.GatherDimensionNumbers(offset_dims=(indices.ndim - 1,), collapsed_slice_dims=axes, start_index_map=axes),
+        slice_sizes=(*[1] * len(axes), channels),
         mode=lax.GatherScatterMode.PROMISE_IN_BOUNDS,
     )

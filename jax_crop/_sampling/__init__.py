@@ -39,9 +39,7 @@ def sample(scheme: Scheme, images: tuple[Array, ...], samples: Samples, fill: Ar
         "tpu": lambda fill, *arrays: _filled(by_products(*arrays), samples, fill)
     }
     auto = AxisType.Auto in jax.sharding.get_abstract_mesh().axis_types  # where XLA partitions what is not a loop
-    # XLA on CPUs would stack the maps of a pyramid, and hold a 16-bit map in float32 where a bin has several samples.
-    is_converted = scheme.samples != (1, 1) and images[0].dtype in (jnp.bfloat16, jnp.float16)
-    if (len(images) > 1 or is_converted) and not auto:
+    if loops.gather_holds(scheme, images) and not auto:
         by_loops = closed_under_vmap(functools.partial(loops.values, scheme))
         programs["cpu"] = lambda fill, *arrays: by_loops(*arrays)
     return lax.platform_dependent(fill, images, samples, **programs, default=by_gather)

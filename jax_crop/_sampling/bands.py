@@ -16,7 +16,7 @@ from jax import Array, lax
 from jax_crop._calls import small
 from jax_crop._geometry import Axis
 from jax_crop._kernels import Kernel, on_last
-from jax_crop._sampling.steps import at, loop, only, put, summed, take
+from jax_crop._sampling.steps import at, loop, only, put, restored, stored, summed, take
 from jax_crop._sampling.tables import Samples, flat, float_of, items_of_all
 from jax_crop._sampling.varying import zeros
 
@@ -67,61 +67,62 @@ def values(kernel: Kernel, dtype: Any, of_groups: tuple[Array, Array], samples: 
     """As `products.values_of_kernel`."""
     image, fill = of_groups
     fills = jnp.broadcast_to(fill[:, None], (*samples.item.shape, image.shape[-1])).astype(float_of(dtype))
-    return _crops(kernel, image, samples, flat(fills)).astype(dtype)
+    return _crops(kernel, image, samples, flat(fills), dtype)
 
 
 def crops(kernel: Kernel, dtype: Any, image: Array, samples: Samples) -> Array:
     """As `products.crops_of_kernel`."""
-    return _crops(kernel, image, samples, jnp.zeros((samples.item.size, image.shape[-1]), dtype))
+    return _crops(kernel, image, samples, jnp.zeros((samples.item.size, image.shape[-1]), dtype), dtype)
 
 
-def _crops(kernel: Kernel, image: Array, samples: Samples, fills: Array) -> Array:
+def _crops(kernel: Kernel, image: Array, samples: Samples, fills: Array, dtype: Any) -> Array:
     size = samples.rows.index.shape[-1], samples.columns.index.shape[-1]
     rows, bands, memory = _prepared(kernel, image, samples, size, fills.dtype)
+    pixel = image.dtype
 
     def of_all(crops: Array, memory: _Memory, image: Array, bands: _Bands, fills: Array) -> Array:
         def of_part(n: Array, i: Array, state: tuple[Array, _Memory]) -> tuple[Array, _Memory]:
             crops, memory = state
-            memory = _rows_summed(kernel, image, bands, n, i, memory)
-            return _columns_summed(kernel, bands, fills, n, i, memory.between, crops), memory
+            memory = _rows_summed(kernel, image, pixel, bands, n, i, memory)
+            return _columns_summed(kernel, bands, fills, dtype, n, i, memory.between, crops), memory
 
         return _of_parts(of_part, bands, memory, crops)
 
-    result = zeros((fills.shape[0], *size, fills.shape[1]), fills.dtype, image, fills, samples)
-    result = small(of_all, result, memory, rows, bands, fills)
+    result = stored(zeros((fills.shape[0], *size, fills.shape[1]), dtype, image, fills, samples))
+    result = restored(small(of_all, result, memory, rows, bands, fills), dtype)
     return result.reshape(*samples.item.shape, *result.shape[1:])
 
 
 def images(kernel: Kernel, shape: tuple[Any, ...], crops: Array, samples: Samples) -> Array:
     """The cotangents of images ``[G, B, H, W, C]``, in the type of the fractions."""
-    dtype = samples.rows.fraction.dtype
+    dtype, of_crops = samples.rows.fraction.dtype, crops.dtype
     start = zeros(shape, dtype, crops, samples)
     rows, bands, memory = _prepared(kernel, start, samples, crops.shape[2:4], dtype)
 
     def of_all(image: Array, memory: _Memory, crops: Array, bands: _Bands) -> Array:
         def of_part(n: Array, i: Array, state: tuple[Array, _Memory]) -> tuple[Array, _Memory]:
             image, memory = state
-            memory = _spread_over_columns(kernel, crops, bands, n, i, memory)
+            memory = _spread_over_columns(kernel, crops, of_crops, bands, n, i, memory)
             return _spread_over_rows(kernel, bands, n, i, memory, image)
 
         return _of_parts(of_part, bands, memory, image)
 
-    return small(of_all, rows, memory, flat(crops), bands).reshape(shape)
+    return small(of_all, rows, memory, stored(flat(crops)), bands).reshape(shape)
 
 
 def moves(kernel: Kernel, crops: Array, image: Array, samples: Samples) -> tuple[tuple[Array, Array], ...]:
     """The cotangents of the fractions and the scales, of rows and of columns."""
-    dtype = samples.rows.fraction.dtype
+    dtype, of_crops, pixel = samples.rows.fraction.dtype, crops.dtype, image.dtype
     rows, bands, memory = _prepared(kernel, image, samples, crops.shape[2:4], dtype)
     of_row = zeros((image.shape[3] * image.shape[4] + 1,), dtype, crops, image, samples)
 
     def of_all(sums: Any, of_row: Array, memory: _Memory, crops: Array, image: Array, bands: _Bands) -> Any:
         def of_part(n: Array, i: Array, state: Any) -> Any:
             (row_sums, column_sums, of_row), memory = state
-            memory = _spread_over_columns(kernel, crops, bands, n, i, memory)
-            row_sums, of_row = _row_moves(kernel, image, bands, n, i, memory.between, row_sums, of_row)
-            memory = _rows_summed(kernel, image, bands, n, i, memory, finite=True)
-            column_sums = _column_moves(kernel, crops, bands, n, i, memory.between, column_sums)
+            memory = _spread_over_columns(kernel, crops, of_crops, bands, n, i, memory)
+            row_sums, of_row = _row_moves(kernel, image, pixel, bands, n, i, memory.between, row_sums, of_row)
+            memory = _rows_summed(kernel, image, pixel, bands, n, i, memory, finite=True)
+            column_sums = _column_moves(kernel, crops, of_crops, bands, n, i, memory.between, column_sums)
             return (row_sums, column_sums, of_row), memory
 
         return _of_parts(of_part, bands, memory, (*sums, of_row))[:2]
@@ -129,7 +130,7 @@ def moves(kernel: Kernel, crops: Array, image: Array, samples: Samples) -> tuple
     sums = tuple(
         zeros(places.shape, dtype, crops, image, samples) for places in (bands.row_places, bands.column_places)
     )
-    results = small(of_all, sums, of_row, memory, flat(crops), rows, bands)
+    results = small(of_all, sums, of_row, memory, stored(flat(crops)), rows, bands)
 
     def of_axis(axis: Axis, size: int, taps: Array, places_bar: Array) -> tuple[Array, Array]:
         def places(fraction: Array, scale: Array) -> Array:
@@ -159,7 +160,7 @@ def _prepared(
         zeros((width + 1, down, channels), dtype, image, samples),
         zeros((max(height, width) + 1,), dtype, image, samples),
     )
-    return image.reshape(-1, width * channels), jax.tree.map(flat, bands), memory
+    return stored(image.reshape(-1, width * channels)), jax.tree.map(flat, bands), memory
 
 
 def _taps(kernel: Kernel, axis: Axis, size: int) -> Array:
@@ -182,7 +183,8 @@ def _reach(first_row: Array, taps: Array) -> Array:
     return jnp.stack([first_row, jnp.min(jnp.where(first < after, first, none), -1), jnp.max(after, -1)], axis=-1)
 
 
-# ---- What small calls do; of box n, the samples of rows i, i + 1, ..., as many as there is memory for.
+# ---- What small calls do; of box n, the samples of rows i, i + 1, ..., as many as there is memory for. Images and
+# crops are `stored`: what pixels and cotangents are of is said beside.
 
 
 def _of_parts(
@@ -202,7 +204,7 @@ def _of_parts(
 
 
 def _rows_summed(
-    kernel: Kernel, image: Array, bands: _Bands, n: Array, i: Array, memory: _Memory, finite: bool = False
+    kernel: Kernel, image: Array, pixel: Any, bands: _Bands, n: Array, i: Array, memory: _Memory, finite: bool = False
 ) -> _Memory:
     """The sums of rows, in memory between; of finite pixels only, if that is asked for."""
     _, down, channels = memory.between.shape
@@ -214,7 +216,9 @@ def _rows_summed(
             across = _across(image, channels)
 
             def add(tap: Array, sums: Array) -> Array:
-                run = _run(image, bands, n, taps[0] + tap, start * channels, across * channels, sums.dtype, finite)
+                run = _run(
+                    image, pixel, bands, n, taps[0] + tap, start * channels, across * channels, sums.dtype, finite
+                )
                 weight = at(weights, tap)
                 return sums + only(jnp.broadcast_to(weight != 0, sums.shape), run * weight)
 
@@ -227,7 +231,7 @@ def _rows_summed(
 
 
 def _columns_summed(
-    kernel: Kernel, bands: _Bands, fills: Array, n: Array, i: Array, between: Array, crops: Array
+    kernel: Kernel, bands: _Bands, fills: Array, dtype: Any, n: Array, i: Array, between: Array, crops: Array
 ) -> Array:
     """Crops with the samples of these rows written."""
     _, down, channels = between.shape
@@ -246,12 +250,14 @@ def _columns_summed(
         inside = _inside_rows(bands, n, i, between) & (taps[0] < taps[1])
         fill = jnp.broadcast_to(at(fills, n)[None], (down, channels))
         value = lax.select(inside, (sums * (1 / total)).reshape(down, channels), fill)
-        return put(crops, value[None, :, None], (n, i, j, 0))
+        return put(crops, stored(value.astype(dtype))[None, :, None], (n, i, j, 0))
 
     return loop(crops.shape[2], of_column, crops)
 
 
-def _spread_over_columns(kernel: Kernel, crops: Array, bands: _Bands, n: Array, i: Array, memory: _Memory) -> _Memory:
+def _spread_over_columns(
+    kernel: Kernel, crops: Array, of_crops: Any, bands: _Bands, n: Array, i: Array, memory: _Memory
+) -> _Memory:
     """What columns of crops add to what is between: the transpose of `_columns_summed`."""
     between, weights = memory
     _, first, after = at(bands.reach, n)
@@ -261,7 +267,7 @@ def _spread_over_columns(kernel: Kernel, crops: Array, bands: _Bands, n: Array, 
     def of_column(j: Array, memory: _Memory) -> _Memory:
         between, weights = memory
         taps, inverse, weights = _weighed(kernel, bands.column_taps, bands.column_places, n, j, weights)
-        column = _column(crops, bands, n, i, j, between) * inverse
+        column = _column(crops, of_crops, bands, n, i, j, between) * inverse
 
         def add(tap: Array, between: Array) -> Array:
             x = taps[0] + tap
@@ -303,7 +309,15 @@ def _spread_over_rows(
 
 
 def _row_moves(
-    kernel: Kernel, image: Array, bands: _Bands, n: Array, i: Array, between: Array, sums: Array, of_row: Array
+    kernel: Kernel,
+    image: Array,
+    pixel: Any,
+    bands: _Bands,
+    n: Array,
+    i: Array,
+    between: Array,
+    sums: Array,
+    of_row: Array,
 ) -> tuple[Array, Array]:
     """The cotangents of the places of rows, written; of what is between, as `_spread_over_columns` leaves it."""
     _, down, channels = between.shape
@@ -321,7 +335,7 @@ def _row_moves(
 
         def product(tap: Array) -> Array:
             def of_lanes(start: Array) -> Array:
-                run = _run(image, bands, n, taps[0] + tap, start, lanes, of_row.dtype, finite=True)
+                run = _run(image, pixel, bands, n, taps[0] + tap, start, lanes, of_row.dtype, finite=True)
                 return run * take(of_row, (start,), (lanes,))
 
             whole = lax.div(after - first, jnp.int32(lanes))
@@ -338,13 +352,13 @@ def _row_moves(
 
 
 def _column_moves(
-    kernel: Kernel, crops: Array, bands: _Bands, n: Array, i: Array, between: Array, sums: Array
+    kernel: Kernel, crops: Array, of_crops: Any, bands: _Bands, n: Array, i: Array, between: Array, sums: Array
 ) -> Array:
     """The cotangents of the places of columns, added; of what is between, as `_rows_summed` leaves it."""
 
     def of_sample(j: Array, sums: Array) -> Array:
         taps, place = at(bands.column_taps, n, j), at(bands.column_places, n, j)
-        column = _column(crops, bands, n, i, j, between).reshape(1, -1)
+        column = _column(crops, of_crops, bands, n, i, j, between).reshape(1, -1)
 
         def product(tap: Array) -> Array:
             return summed(column * at(between, taps[0] + tap).reshape(1, -1))[0]
@@ -417,18 +431,18 @@ def _across(image: Array, channels: int) -> int:
 
 
 def _run(
-    image: Array, bands: _Bands, n: Array, row: Array, start: Array, count: int, dtype: Any, finite: bool
+    image: Array, pixel: Any, bands: _Bands, n: Array, row: Array, start: Array, count: int, dtype: Any, finite: bool
 ) -> Array:
     """So many floats of a row of a box's image."""
-    run = take(image, (at(bands.reach, n)[0] + row, start), (1, count))[0].astype(dtype)
+    run = restored(take(image, (at(bands.reach, n)[0] + row, start), (1, count))[0], pixel).astype(dtype)
     return only(jnp.isfinite(run), run) if finite else run
 
 
-def _column(crops: Array, bands: _Bands, n: Array, i: Array, j: Array, between: Array) -> Array:
+def _column(crops: Array, of_crops: Any, bands: _Bands, n: Array, i: Array, j: Array, between: Array) -> Array:
     """A column of crops ``[rows, C]``, 0 where samples are outside."""
     _, down, channels = between.shape
-    column = take(crops, (n, i, j, 0), (1, down, 1, channels)).reshape(down, channels).astype(between.dtype)
-    return only(_inside_rows(bands, n, i, between), column)
+    column = restored(take(crops, (n, i, j, 0), (1, down, 1, channels)), of_crops).reshape(down, channels)
+    return only(_inside_rows(bands, n, i, between), column.astype(between.dtype))
 
 
 def _inside_rows(bands: _Bands, n: Array, i: Array, between: Array) -> Array:

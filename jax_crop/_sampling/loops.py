@@ -19,19 +19,26 @@ from jax import Array, lax
 
 from jax_crop._calls import small
 from jax_crop._sampling import gather
-from jax_crop._sampling.steps import at, loop, only, put, summed, take
+from jax_crop._sampling.steps import at, loop, only, put, restored, stored, summed, take
 from jax_crop._sampling.tables import Samples, Scheme, Taps, Term, flat, items_of_all
 from jax_crop._sampling.varying import zeros
 
 
 def values(scheme: Scheme, images: Sequence[Array], samples: Samples) -> Array:
     """As `gather.values` of several maps, with 0 outside, to the bit; map after map."""
-    return _crops(scheme, images, [Term(samples)], _interpolated).astype(scheme.dtype)
+    return _crops(scheme, images, [Term(samples)], _interpolated)
 
 
 def crops(scheme: Scheme, images: Sequence[Array], terms: Sequence[Term]) -> Array:
-    """As `gather.crops`, which uses all cores where there is but one map."""
-    return gather.crops(scheme, images, terms) if len(images) == 1 else _crops(scheme, images, terms, _weighed)
+    """As `gather.crops`, which uses all cores, where that holds no image."""
+    return (
+        _crops(scheme, images, terms, _weighed) if gather_holds(scheme, images) else gather.crops(scheme, images, terms)
+    )
+
+
+def gather_holds(scheme: Scheme, images: Sequence[Array]) -> bool:
+    """Whether XLA on CPUs would hold images for a gather: stacked, or 16-bit ones in float32 for several samples."""
+    return len(images) > 1 or (scheme.samples != (1, 1) and images[0].dtype in (jnp.bfloat16, jnp.float16))
 
 
 def _crops(scheme: Scheme, images: Sequence[Array], terms: Sequence[Term], pixel_sum: Callable[..., Array]) -> Array:
@@ -40,11 +47,11 @@ def _crops(scheme: Scheme, images: Sequence[Array], terms: Sequence[Term], pixel
     down, across = scheme.samples
     size = n_rows // down, samples.columns.index.shape[-1] // across
     share = flat(jnp.ones((groups, boxes), scheme.compute) if samples.share is None else samples.share)
-    result = zeros((groups * boxes, *size, images[0].shape[-1]), scheme.compute, images, terms)
+    result = stored(zeros((groups * boxes, *size, images[0].shape[-1]), scheme.dtype, images, terms))
     for level, image in enumerate(images):
         tables = _tables(scheme, level, image.shape[1:4], terms, share=False)
-        result = _with_crops(result, image.reshape(-1, *image.shape[3:]), tables, share, pixel_sum)
-    return result.reshape(groups, boxes, *result.shape[1:])
+        result = _with_crops(scheme.dtype, result, image.reshape(-1, *image.shape[3:]), tables, share, pixel_sum)
+    return restored(result, scheme.dtype).reshape(groups, boxes, *result.shape[1:])
 
 
 def images(scheme: Scheme, shapes: Sequence[tuple[Any, ...]], crops: Array, terms: Sequence[Term]) -> list[Array]:
@@ -85,12 +92,18 @@ def _tables(
 
 
 def _with_crops(
-    crops: Array, image: Array, terms: Sequence[tuple[Taps, Taps]], share: Array, pixel_sum: Callable[..., Array]
+    dtype: Any,
+    crops: Array,
+    image: Array,
+    terms: Sequence[tuple[Taps, Taps]],
+    share: Array,
+    pixel_sum: Callable[..., Array],
 ) -> Array:
     """The array of crops ``[N, h, w, C]``, in which those of boxes with a sample inside are written; outside is 0.
 
     Args:
-        crops: of the type of the weights.
+        dtype: of the crops.
+        crops: as they are `stored`.
         image: ``[R, W, C]``.
         terms: tables of rows ``[N, h * samples]`` and of columns ``[N, w * samples]``.
         share: ``[N]``, what each sample of a bin counts.
@@ -117,8 +130,9 @@ def _with_crops(
                     pixels = take(image, _start(row, column, image), window).astype(total.dtype)
                     return total + only(_inside(row, column), pixel_sum(pixels, row_weights, column_weights))
 
-                total = loop(down * across, add_sample, zeros((channels,), crops.dtype, crops, image, terms))
-                return put(crops, (total * at(share, n))[None, None, None], (n, i, j, 0))
+                total = loop(down * across, add_sample, zeros((channels,), share.dtype, crops, image, terms))
+                total = stored((total * at(share, n)).astype(dtype))
+                return put(crops, total[None, None, None], (n, i, j, 0))
 
             return loop(width, with_bin, crops)
 

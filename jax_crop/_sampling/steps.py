@@ -51,3 +51,16 @@ def summed(values: Array) -> Array:
         lanes //= 2
         sums = sums[:, :lanes] + sums[:, lanes:]
     return sums[:, 0]
+
+
+def stored(array: Array) -> Array:
+    """16-bit floats as integers, or what else there is as it is.
+
+    Where a loop reads or writes a little of an array of such floats, XLA would hold all of it in float32.
+    """
+    return lax.bitcast_convert_type(array, jnp.uint16) if array.dtype in (jnp.bfloat16, jnp.float16) else array
+
+
+def restored(array: Array, dtype: Any) -> Array:
+    """The reverse of `stored`."""
+    return array if array.dtype == dtype else lax.bitcast_convert_type(array, dtype)

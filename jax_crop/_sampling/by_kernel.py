@@ -19,7 +19,7 @@ from jax.interpreters import ad, batching, mlir
 from jax_crop._kernels import Kernel
 from jax_crop._sampling import bands, gather, products
 from jax_crop._sampling.linear import on_one_device
-from jax_crop._sampling.tables import Samples, Scheme, closed_under_vmap, joined
+from jax_crop._sampling.tables import Samples, Scheme, batched, closed_under_vmap
 from jax_crop._sampling.varying import vary_as, zeros
 
 Moves = tuple[tuple[Any, Any], tuple[Any, Any]]  # fractions and scales, of rows and of columns
@@ -246,23 +246,10 @@ def _transpose(cotangents: Sequence[Any], *leaves: Any, sum_: Sum, tree: Any) ->
 
 
 def _vmap(leaves: Sequence[Any], axes: Sequence[Any], *, sum_: Sum, tree: Any) -> tuple[Any, Any]:
-    at = jax.tree.unflatten(tree, range(len(leaves)))
-    groups = jax.tree.leaves(at.image)
-    boxes = [k for k in range(len(leaves)) if k not in groups]
-
-    def program(of_groups: Sequence[Any], of_boxes: Sequence[Any]) -> Sequence[Any]:
-        by_place = dict(zip([*groups, *boxes], [*of_groups, *of_boxes], strict=True))
-        return _bind(sum_, jax.tree.map(by_place.get, at))
-
-    size = next(x.shape[axis] for x, axis in zip(leaves, axes, strict=True) if axis is not None)
-    results, axis = joined(
-        program,
-        size,
-        ([leaves[k] for k in groups], [axes[k] for k in groups]),
-        ([leaves[k] for k in boxes], [axes[k] for k in boxes]),
-        gives_groups=sum_.result == "image",
+    of_groups = jax.tree.leaves(jax.tree.unflatten(tree, range(len(leaves))).image)
+    return batched(
+        lambda leaves: _bind(sum_, jax.tree.unflatten(tree, leaves)), leaves, axes, of_groups, sum_.result == "image"
     )
-    return results, [axis for _ in results]
 
 
 _sum_p.def_impl(_apply)

@@ -22,7 +22,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from jax_crop._sampling import gather, programs
-from jax_crop._sampling.tables import Samples, Scheme, Term, joined
+from jax_crop._sampling.tables import Samples, Scheme, Term, batched
 from jax_crop._sampling.varying import vary_as, zeros
 
 Arrays = Sequence[Any]
@@ -237,24 +237,11 @@ def _is_asked(operands: Any) -> bool:
     return any(map(ad.is_undefined_primal, jax.tree.leaves(operands, is_leaf=ad.is_undefined_primal)))
 
 
-def _vmap(leaves: Arrays, axes: Arrays, *, sum_: Sum, tree: Any) -> tuple[Arrays, Arrays]:
-    at = jax.tree.unflatten(tree, range(len(leaves)))
-    groups = jax.tree.leaves(at.images)
-    boxes = [k for k in range(len(leaves)) if k not in groups]
-
-    def program(of_groups: Arrays, of_boxes: Arrays) -> Arrays:
-        by_place = dict(zip([*groups, *boxes], [*of_groups, *of_boxes], strict=True))
-        return _bind(sum_, jax.tree.map(by_place.get, at))
-
-    size = next(x.shape[axis] for x, axis in zip(leaves, axes, strict=True) if axis is not None)
-    results, axis = joined(
-        program,
-        size,
-        ([leaves[k] for k in groups], [axes[k] for k in groups]),
-        ([leaves[k] for k in boxes], [axes[k] for k in boxes]),
-        gives_groups=sum_.result == "images",
+def _vmap(leaves: Sequence[Any], axes: Sequence[Any], *, sum_: Sum, tree: Any) -> tuple[Any, Any]:
+    of_groups = jax.tree.leaves(jax.tree.unflatten(tree, range(len(leaves))).images)
+    return batched(
+        lambda leaves: _bind(sum_, jax.tree.unflatten(tree, leaves)), leaves, axes, of_groups, sum_.result == "images"
     )
-    return results, [axis for _ in results]
 
 
 _sum_p.def_impl(_apply)

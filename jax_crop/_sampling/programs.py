@@ -1,10 +1,11 @@
 """Which program runs where, and why.
 
-=========  ==================================================================================================
+=========  =============================================================================================================
 gather     the formula itself: wherever thousands of threads work at once, or XLA partitions the work of a CPU
 loops      a CPU: XLA would form in memory what a scatter or a sum adds, and a stack of all maps of a pyramid
 products   a TPU: it multiplies matrices a thousand times faster than it gathers pixels, or adds to them
-=========  ==================================================================================================
+bands      a CPU, where a kernel weighs many pixels (`by_kernel`): loops over those alone; all else takes products there
+=========  =============================================================================================================
 """
 
 import functools

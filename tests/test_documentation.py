@@ -68,6 +68,6 @@ def test_commands_of_readme_are_those_of_ci():
     commands = "".join(re.findall(r"^```bash\n(.*?)^```$", readme, re.MULTILINE | re.DOTALL))
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     assert set(re.findall(r"'\.\[(\w+)\]'", commands)) == {"examples", "test"} <= set(extras)
-    assert "/python -m pytest\n" in commands
-    assert "peers -m pytest\n" in (ROOT / ".ci/run").read_text()
+    assert "/python -m pytest -n 2\n" in commands
+    assert "peers -m pytest -n 2\n" in (ROOT / ".ci/run").read_text()
     assert all((ROOT / script).exists() for script in re.findall(r"examples/\w+\.py", commands))

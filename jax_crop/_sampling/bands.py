@@ -179,8 +179,9 @@ def _places(axis: Axis, size: int, taps: Array) -> Array:
 
 def _reach(first_row: Array, taps: Array) -> Array:
     first, after = taps[..., 0], taps[..., 1]
-    none = jnp.iinfo(jnp.int32).max
-    return jnp.stack([first_row, jnp.min(jnp.where(first < after, first, none), -1), jnp.max(after, -1)], axis=-1)
+    end = jnp.max(after, axis=-1)
+    start = jnp.min(jnp.where(first < after, first, end[..., None]), axis=-1)  # the end, if no column is reached
+    return jnp.stack([first_row, start, end], axis=-1)
 
 
 # ---- What small calls do; of box n, the samples of rows i, i + 1, ..., as many as there is memory for. Images and

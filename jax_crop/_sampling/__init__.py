@@ -1,17 +1,17 @@
 """Pixels -> crops, and the derivatives of that."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jax.custom_derivatives import SymbolicZero
 from jax.sharding import AxisType
 
 from jax_crop._sampling import gather, linear, loops, products
 from jax_crop._sampling.by_kernel import sample_by_kernel as sample_by_kernel
+from jax_crop._sampling.primitives import dense, moves
 from jax_crop._sampling.tables import Samples as Samples
 from jax_crop._sampling.tables import Scheme as Scheme
 from jax_crop._sampling.tables import Term, closed_under_vmap, inside
@@ -57,25 +57,16 @@ def _sample_jvp(scheme: Scheme, primals: tuple[Any, ...], tangents: tuple[Any, .
     images_dot, samples_dot, fill_dot = tangents
     crops = sample(scheme, *primals)
     crops_dot = jnp.zeros((), scheme.dtype)  # only what has a tangent is computed
-    if _moves(images_dot):
-        of_images = [_dense(dot) for dot in images_dot]
-        crops_dot += linear.crops(scheme, of_images, [Term(samples)])
+    if moves(images_dot):
+        crops_dot += linear.crops(scheme, dense(images_dot), [Term(samples)])
     rows_dot, columns_dot = samples_dot.rows.fraction, samples_dot.columns.fraction
     terms = []
-    if _moves([rows_dot]):
-        terms.append(Term(samples.with_fractions(_dense(rows_dot), samples.columns.fraction), (1, 0)))
-    if _moves([columns_dot]):
-        terms.append(Term(samples.with_fractions(samples.rows.fraction, _dense(columns_dot)), (0, 1)))
+    if moves(rows_dot):
+        terms.append(Term(samples.with_fractions(dense(rows_dot), samples.columns.fraction), (1, 0)))
+    if moves(columns_dot):
+        terms.append(Term(samples.with_fractions(samples.rows.fraction, dense(columns_dot)), (0, 1)))
     if terms:
         crops_dot += linear.crops(scheme, images, terms)
-    if fill_dot is not None and _moves([fill_dot]):
+    if moves(fill_dot):
         crops_dot += gather.fill_tangent(scheme, fill_dot, samples)
     return crops, jnp.broadcast_to(crops_dot, crops.shape)
-
-
-def _moves(dots: Sequence[Any]) -> bool:
-    return not all(isinstance(dot, SymbolicZero) for dot in dots)
-
-
-def _dense(dot: Any) -> Array:
-    return jnp.zeros(dot.shape, dot.dtype) if isinstance(dot, SymbolicZero) else dot

@@ -12,15 +12,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jax.custom_derivatives import SymbolicZero
-from jax.extend.core import Primitive
-from jax.interpreters import ad, batching, mlir
+from jax.interpreters import ad
 
 from jax_crop._kernels import Kernel
 from jax_crop._sampling import bands, gather, products
-from jax_crop._sampling.linear import on_one_device
-from jax_crop._sampling.tables import Samples, Scheme, batched, closed_under_vmap
-from jax_crop._sampling.varying import vary_as, zeros
+from jax_crop._sampling.primitives import dense, linear_primitive, moves
+from jax_crop._sampling.tables import Samples, Scheme, closed_under_vmap
+from jax_crop._sampling.varying import zeros
 
 Moves = tuple[tuple[Any, Any], tuple[Any, Any]]  # fractions and scales, of rows and of columns
 
@@ -48,14 +46,13 @@ def _jvp_of_sample(
     crops_dot = jnp.zeros((), scheme.dtype)
     sum_ = Sum("crops of image", kernel, scheme.compute, image.shape[1:4])
     at = Operands(None, None, None, _moving(samples), _at_rest(samples))
-    if not isinstance(image_dot, SymbolicZero):
+    if moves(image_dot):
         crops_dot += _bind(sum_, at._replace(image=image_dot))[0].astype(scheme.dtype)
     dots = _moving(samples_dot)
-    if not all(isinstance(dot, SymbolicZero) for dot in jax.tree.leaves(dots)):
-        dots = jax.tree.map(lambda dot: jnp.zeros(dot.shape, dot.dtype) if isinstance(dot, SymbolicZero) else dot, dots)
+    if moves(dots):
         of_moves = sum_._replace(result="crops of moves")
-        crops_dot += _bind(of_moves, at._replace(image=image, moves=dots))[0].astype(scheme.dtype)
-    if not isinstance(fill_dot, SymbolicZero):
+        crops_dot += _bind(of_moves, at._replace(image=image, moves=dense(dots)))[0].astype(scheme.dtype)
+    if moves(fill_dot):
         crops_dot += gather.fill_tangent(scheme, fill_dot, samples)
     return crops, jnp.broadcast_to(crops_dot, crops.shape)
 
@@ -137,25 +134,14 @@ def _by_bands(sum_: Sum, at: Operands) -> Sequence[Array]:
     return jax.tree.leaves(bands.moves(sum_.kernel, at.crops, at.image, samples))
 
 
+_BY_BANDS = ("crops of image", "image", "moves")  # gradients need no other
+
+
 def _shape_of_image(sum_: Sum, at: Operands) -> tuple[Any, ...]:
     return (at.crops.shape[0], *sum_.shape, at.crops.shape[-1])
 
 
-def _bind(sum_: Sum, at: Operands) -> Sequence[Any]:
-    leaves, tree = jax.tree.flatten(at)
-    return _sum_p.bind(*vary_as(leaves, leaves), sum_=sum_, tree=tree)
-
-
-_sum_p = Primitive("jax_crop_kernel_sum")
-_sum_p.multiple_results = True
-
-
-def _apply(*leaves: Any, sum_: Sum, tree: Any, program: Callable[..., Any] = _by_products) -> Sequence[Array]:
-    return program(sum_, jax.tree.unflatten(tree, leaves))
-
-
-def _types(*leaves: Any, sum_: Sum, tree: Any) -> Any:
-    at = jax.tree.unflatten(tree, leaves)
+def _types(sum_: Sum, at: Operands) -> Sequence[tuple[tuple[Any, ...], Any]]:
     if sum_.result == "image":
         shapes = [_shape_of_image(sum_, at)]
     elif sum_.result == "moves":
@@ -163,28 +149,12 @@ def _types(*leaves: Any, sum_: Sum, tree: Any) -> Any:
     else:
         size = at.rest.rows.index.shape[-1], at.rest.columns.index.shape[-1]
         shapes = [(*at.rest.item.shape, *size, at.image.shape[-1])]
-    # Traced, for what `jax.shard_map` adds to a type.
-    return jax.make_jaxpr(lambda *leaves: [zeros(shape, sum_.dtype, leaves) for shape in shapes])(*leaves).out_avals
+    return [(shape, sum_.dtype) for shape in shapes]
 
 
-def _lower(context: Any, *leaves: Any, sum_: Sum, tree: Any) -> Any:
-    module = context.module_context
-    at = jax.tree.unflatten(tree, context.avals_in)
-    channels = (at.crops if at.image is None else at.image).shape
-    of_cpu = (
-        on_one_device(module.axis_context)
-        and bands.can_compile(channels)
-        and sum_.result != "crops of moves"
-        and "cpu" in module.platforms
-    )
-
-    def apply(*leaves: Any) -> Sequence[Array]:
-        by = {"cpu": functools.partial(_apply, sum_=sum_, tree=tree, program=_by_bands)} if of_cpu else {}
-        if of_cpu and len(module.platforms) == 1:
-            return by["cpu"](*leaves)
-        return lax.platform_dependent(*leaves, **by, default=functools.partial(_apply, sum_=sum_, tree=tree))
-
-    return mlir.lower_fun(apply, multiple_results=True)(context, *leaves)
+def _programs(sum_: Sum, at: Operands, partitioned: bool) -> dict[str, Callable[[Sum, Operands], Sequence[Any]]]:
+    has_bands = sum_.result in _BY_BANDS and bands.can_compile((at.crops if at.image is None else at.image).shape)
+    return {"default": _by_products} | ({"cpu": _by_bands} if has_bands and not partitioned else {})
 
 
 # Which operand each is linear in, and its transpose.
@@ -197,64 +167,40 @@ _TRANSPOSE = {
 }
 
 
-def _jvp(primals: Sequence[Any], tangents: Sequence[Any], *, sum_: Sum, tree: Any) -> tuple[Any, Any]:
-    at, dots = jax.tree.unflatten(tree, primals), jax.tree.unflatten(tree, tangents)
-    results = _bind(sum_, at)
-    totals = [jnp.zeros_like(result) for result in results]
-    linear = _LINEAR_IN[sum_.result]
-    if _moves(getattr(dots, linear)):
-        dense = jax.tree.map(ad.instantiate_zeros, getattr(dots, linear))
-        totals = list(_bind(sum_, at._replace(**{linear: dense})))
+def _jvp(sum_: Sum, at: Operands, dots: Operands) -> Sequence[Sequence[Array]]:
+    parts = []
+    name = _LINEAR_IN[sum_.result]
+    if moves(getattr(dots, name)):
+        parts.append(_bind(sum_, at._replace(**{name: dense(getattr(dots, name))})))
+    none: dict[str, Any] = {name: None}
     rest: Any
-    held, rest = jax.tree.flatten(at._replace(**{linear: None}))
-    rest_dots = rest.flatten_up_to(dots._replace(**{linear: None}))
-    moved = [k for k, dot in enumerate(rest_dots) if _moves(dot)]
+    held, rest = jax.tree.flatten(at._replace(**none))
+    held_dots = rest.flatten_up_to(dots._replace(**none))
+    moved = [k for k, dot in enumerate(held_dots) if moves(dot)]
     if moved:
 
         def of(moving: Sequence[Array]) -> Sequence[Array]:
             leaves = list(held)
             for k, x in zip(moved, moving, strict=True):
                 leaves[k] = x
-            return _by_products(sum_, jax.tree.unflatten(rest, leaves)._replace(**{linear: getattr(at, linear)}))
+            return _by_products(sum_, jax.tree.unflatten(rest, leaves)._replace(**{name: getattr(at, name)}))
 
-        by_rest = jax.jvp(of, ([held[k] for k in moved],), ([rest_dots[k] for k in moved],))[1]
-        totals = [total + part for total, part in zip(totals, by_rest, strict=True)]
-    return results, totals
-
-
-def _moves(dots: Any) -> bool:
-    return not all(isinstance(dot, ad.Zero) for dot in jax.tree.leaves(dots))
+        parts.append(jax.jvp(of, ([held[k] for k in moved],), ([held_dots[k] for k in moved],))[1])
+    return parts
 
 
-def _transpose(cotangents: Sequence[Any], *leaves: Any, sum_: Sum, tree: Any) -> Sequence[Any]:
-    given = jax.tree.unflatten(tree, leaves)
-    linear, result = _LINEAR_IN[sum_.result], _TRANSPOSE[sum_.result]
-    bars = [ad.instantiate_zeros(bar) for bar in cotangents]
+def _cotangents(sum_: Sum, given: Operands, cotangents: Sequence[Array]) -> Operands:
+    name = _LINEAR_IN[sum_.result]
+    of_result: Any = cotangents[0]
     if sum_.result == "moves":
-        operand = {"moves": jax.tree.unflatten(jax.tree.structure(given.moving), bars)}
-    elif sum_.result == "image":
-        operand = {"image": bars[0]}
-    else:
-        operand = {"crops": bars[0]}
-    found = _bind(sum_._replace(result=result), given._replace(**{linear: None}, **operand))
-    found_tree = jax.tree.structure(getattr(given, linear), is_leaf=ad.is_undefined_primal)
-    results = given._replace(**{linear: jax.tree.unflatten(found_tree, found)})
-    return [
-        bar.astype(leaf.aval.dtype) if ad.is_undefined_primal(leaf) else None
-        for leaf, bar in zip(leaves, tree.flatten_up_to(results), strict=True)
-    ]
+        of_result = jax.tree.unflatten(jax.tree.structure(given.moving), cotangents)
+    transpose = _TRANSPOSE[sum_.result]
+    at = given._replace(**{name: None, _LINEAR_IN[transpose]: of_result})
+    found = _bind(sum_._replace(result=transpose), at)
+    asked = jax.tree.structure(getattr(given, name), is_leaf=ad.is_undefined_primal)
+    return given._replace(**{name: jax.tree.unflatten(asked, found)})
 
 
-def _vmap(leaves: Sequence[Any], axes: Sequence[Any], *, sum_: Sum, tree: Any) -> tuple[Any, Any]:
-    of_groups = jax.tree.leaves(jax.tree.unflatten(tree, range(len(leaves))).image)
-    return batched(
-        lambda leaves: _bind(sum_, jax.tree.unflatten(tree, leaves)), leaves, axes, of_groups, sum_.result == "image"
-    )
-
-
-_sum_p.def_impl(_apply)
-_sum_p.def_abstract_eval(_types)
-mlir.register_lowering(_sum_p, _lower)
-ad.primitive_jvps[_sum_p] = _jvp
-ad.primitive_transposes[_sum_p] = _transpose
-batching.primitive_batchers[_sum_p] = _vmap
+_bind = linear_primitive(
+    "jax_crop_kernel_sum", types=_types, programs=_programs, jvp=_jvp, cotangents=_cotangents, images="image"
+)

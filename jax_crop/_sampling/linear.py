@@ -12,20 +12,16 @@ all orders. JAX's own transpose of a gather would be right, too, and is slow or 
 
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
-from jax import Array, lax
-from jax.extend.core import Primitive
-from jax.interpreters import ad, batching, mlir
+from jax import Array
 
-from jax_crop._sampling import gather, programs
-from jax_crop._sampling.tables import Samples, Scheme, Term, batched
-from jax_crop._sampling.varying import vary_as, zeros
+from jax_crop._sampling import programs
+from jax_crop._sampling.primitives import Arrays, dense, is_asked, linear_primitive, moves
+from jax_crop._sampling.tables import Samples, Scheme, Term
 
-Arrays = Sequence[Any]
 Fractions = tuple[Any, Any]  # of rows and columns
 
 
@@ -71,12 +67,6 @@ def crops(scheme: Scheme, images: Sequence[Array], terms: Sequence[Term]) -> Arr
     return _bind(sum_, Operands(None, tuple(images), fractions, rest))[0]
 
 
-def _bind(sum_: Sum, operands: Operands) -> Arrays:
-    leaves, tree = jax.tree.flatten(operands)
-    # Within `jax.shard_map`, cotangents of what does not differ between devices are summed over them here.
-    return _sum_p.bind(*vary_as(leaves, leaves), sum_=sum_, tree=tree)
-
-
 def _run(program: Any, sum_: Sum, operands: Operands) -> Arrays:
     """The results, by one platform's programs."""
     scheme, samples = sum_.scheme, operands.samples
@@ -91,106 +81,55 @@ def _run(program: Any, sum_: Sum, operands: Operands) -> Arrays:
     return list(program.weights(scheme, operands.crops, operands.images, terms[0]))
 
 
-_sum_p = Primitive("jax_crop_sum")
-_sum_p.multiple_results = True
-
-
-def _apply(*leaves: Any, sum_: Sum, tree: Any) -> Arrays:
-    return _run(gather, sum_, jax.tree.unflatten(tree, leaves))
-
-
-def _types(*leaves: Any, sum_: Sum, tree: Any) -> Arrays:
-    scheme, at = sum_.scheme, jax.tree.unflatten(tree, leaves)
+def _types(sum_: Sum, at: Operands) -> Sequence[tuple[tuple[Any, ...], Any]]:
+    scheme = sum_.scheme
     row, column = at.terms[0]
     groups, boxes, _ = row.shape
-    types: list[tuple[tuple[Any, ...], Any]]
     if sum_.result == "crops":
         down, across = scheme.samples
         size = row.shape[2] // down, column.shape[2] // across
-        types = [((groups, boxes, *size, at.images[0].shape[-1]), scheme.dtype)]
-    elif sum_.result == "images":
-        types = [((groups, *shape, at.crops.shape[-1]), scheme.compute) for shape in sum_.shapes]
-    else:
-        types = [(row.shape, scheme.compute), (column.shape, scheme.compute)]
-    # Traced, for what `jax.shard_map` adds to a type.
-    return jax.make_jaxpr(lambda *leaves: [zeros(*type_, leaves) for type_ in types])(*leaves).out_avals
+        return [((groups, boxes, *size, at.images[0].shape[-1]), scheme.dtype)]
+    if sum_.result == "images":
+        return [((groups, *shape, at.crops.shape[-1]), scheme.compute) for shape in sum_.shapes]
+    return [(row.shape, scheme.compute), (column.shape, scheme.compute)]
 
 
-def _lower(context: Any, *leaves: Any, sum_: Sum, tree: Any) -> Any:
-    module = context.module_context
-    by_platform = programs.of(partitioned=not on_one_device(module.axis_context))
-    # Only what is asked for is traced: one program, if not for `jax.export`.
-    asked = {platform if platform in by_platform else "default" for platform in module.platforms}
-
-    def apply(*leaves: Any) -> Arrays:
-        def by(program: Any) -> Any:
-            return lambda *leaves: _run(program, sum_, jax.tree.unflatten(tree, leaves))
-
-        return lax.platform_dependent(*leaves, **{platform: by(by_platform[platform]) for platform in sorted(asked)})
-
-    return mlir.lower_fun(apply, multiple_results=True)(context, *leaves)
+def _programs(_sum: Sum, _at: Operands, partitioned: bool) -> dict[str, Callable[[Sum, Operands], Arrays]]:
+    return {platform: functools.partial(_run, program) for platform, program in programs.of(partitioned).items()}
 
 
-def on_one_device(axis_context: Any) -> bool:
-    """Whether each device runs a program of its own. What is partitioned by XLA must leave it the choice of order."""
-    if hasattr(axis_context, "manual_axes"):  # within `jax.shard_map`
-        return axis_context.manual_axes == frozenset(axis_context.mesh.axis_names)
-    return getattr(axis_context, "num_devices", None) == 1
-
-
-def _jvp(primals: Arrays, tangents: Arrays, *, sum_: Sum, tree: Any) -> tuple[Arrays, Arrays]:
-    at, dots = jax.tree.unflatten(tree, primals), jax.tree.unflatten(tree, tangents)
+def _jvp(sum_: Sum, at: Operands, dots: Operands) -> Sequence[Arrays]:
     by_operand = []
-    if _moves(dots.crops):
-        by_operand.append(_bind(sum_, at._replace(crops=_dense(dots.crops))))
-    if _moves(dots.images):
-        by_operand.append(_bind(sum_, at._replace(images=_dense(dots.images))))
-    if _moves(dots.terms):
+    if moves(dots.crops):
+        by_operand.append(_bind(sum_, at._replace(crops=dense(dots.crops))))
+    if moves(dots.images):
+        by_operand.append(_bind(sum_, at._replace(images=dense(dots.images))))
+    if moves(dots.terms):
         terms, orders = _derived(sum_, at.terms, dots.terms)
         by_operand.append(_bind(sum_._replace(orders=orders), at._replace(terms=terms)))
-    results = _bind(sum_, at)
-    if not by_operand:
-        return results, [jnp.zeros_like(result) for result in results]
-    return results, [functools.reduce(jnp.add, parts) for parts in zip(*by_operand, strict=True)]
+    return by_operand
 
 
 def _derived(sum_: Sum, terms: tuple[Fractions, ...], dots: tuple[Fractions, ...]) -> tuple[Any, Any]:
     """The terms of the derivative, and their orders."""
     if sum_.result == "weights":  # the weights of rows, by those of columns; and the other way round
-        return (_dense(dots[0]),), ((1, 1),)
+        return (dense(dots[0]),), ((1, 1),)
     derived = []
     for (row, column), (row_dot, column_dot), (row_order, column_order) in zip(terms, dots, sum_.orders, strict=True):
-        if _moves(row_dot):
+        if moves(row_dot):
             derived.append(((row_dot, column), (1, column_order)))
-        if _moves(column_dot):
+        if moves(column_dot):
             derived.append(((row, column_dot), (row_order, 1)))
     new_terms, orders = zip(*derived, strict=True)
     return new_terms, orders
 
 
-def _moves(dots: Any) -> bool:
-    return not all(isinstance(dot, ad.Zero) for dot in jax.tree.leaves(dots))
-
-
-def _dense(dots: Any) -> Any:
-    return jax.tree.map(ad.instantiate_zeros, dots)
-
-
-def _transpose(cotangents: Arrays, *leaves: Any, sum_: Sum, tree: Any) -> Arrays:
-    given = jax.tree.unflatten(tree, leaves)
-    found = _cotangents(sum_, given, _dense(tuple(cotangents)))
-    return [
-        bar.astype(leaf.aval.dtype) if ad.is_undefined_primal(leaf) else None
-        for leaf, bar in zip(leaves, tree.flatten_up_to(found), strict=True)
-    ]
-
-
-def _cotangents(sum_: Sum, given: Operands, cotangents: tuple[Array, ...]) -> Operands:
+def _cotangents(sum_: Sum, given: Operands, cotangents: Arrays) -> Operands:
     """Those of the operands that are asked for, in their places."""
     at = given
     if sum_.result == "weights":
         (row, column), (row_order, column_order) = given.terms[0], sum_.orders[0]
-        if _is_asked(given.terms):
+        if is_asked(given.terms):
             weights = _bind(sum_._replace(orders=((1, 1),)), given._replace(terms=((cotangents[0], cotangents[1]),)))
             return given._replace(terms=((weights[0], weights[1]),))
         row_bar, column_bar = cotangents
@@ -199,10 +138,10 @@ def _cotangents(sum_: Sum, given: Operands, cotangents: tuple[Array, ...]) -> Op
     elif sum_.result == "crops":
         at = at._replace(crops=cotangents[0])
     else:
-        at = at._replace(images=cotangents)
-    if _is_asked(given.crops):
+        at = at._replace(images=tuple(cotangents))
+    if is_asked(given.crops):
         return given._replace(crops=_bind(sum_._replace(result="crops"), at._replace(crops=None))[0])
-    if _is_asked(given.images):
+    if is_asked(given.images):
         return given._replace(images=tuple(_bind(sum_._replace(result="images"), at._replace(images=None))))
     return given._replace(terms=_term_cotangents(sum_, at))
 
@@ -211,9 +150,9 @@ def _term_cotangents(sum_: Sum, at: Operands) -> tuple[Fractions, ...]:
     """Those of the fractions that are asked for: of rows by the columns they are multiplied with, and vice versa."""
     of_rows, of_columns = [], []
     for k, ((row, column), (row_order, column_order)) in enumerate(zip(at.terms, sum_.orders, strict=True)):
-        if _is_asked(row):
+        if is_asked(row):
             of_rows.append((k, column, column_order))
-        if _is_asked(column):
+        if is_asked(column):
             of_columns.append((k, row, row_order))
     bars: list[list[Any]] = [[None, None] for _ in at.terms]
     for for_row, for_column in itertools.zip_longest(of_rows, of_columns):
@@ -232,21 +171,6 @@ def _zeros(like: Array, sum_: Sum) -> Array:
     return jnp.zeros_like(like, sum_.scheme.compute)
 
 
-def _is_asked(operands: Any) -> bool:
-    """Whether a cotangent of any of them is."""
-    return any(map(ad.is_undefined_primal, jax.tree.leaves(operands, is_leaf=ad.is_undefined_primal)))
-
-
-def _vmap(leaves: Sequence[Any], axes: Sequence[Any], *, sum_: Sum, tree: Any) -> tuple[Any, Any]:
-    of_groups = jax.tree.leaves(jax.tree.unflatten(tree, range(len(leaves))).images)
-    return batched(
-        lambda leaves: _bind(sum_, jax.tree.unflatten(tree, leaves)), leaves, axes, of_groups, sum_.result == "images"
-    )
-
-
-_sum_p.def_impl(_apply)
-_sum_p.def_abstract_eval(_types)
-mlir.register_lowering(_sum_p, _lower)
-ad.primitive_jvps[_sum_p] = _jvp
-ad.primitive_transposes[_sum_p] = _transpose
-batching.primitive_batchers[_sum_p] = _vmap
+_bind = linear_primitive(
+    "jax_crop_sum", types=_types, programs=_programs, jvp=_jvp, cotangents=_cotangents, images="images"
+)

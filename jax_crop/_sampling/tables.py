@@ -211,31 +211,3 @@ def closed_under_vmap(program: Callable[..., Array]) -> Callable[..., Array]:
         return jnp.moveaxis(crops, axis, 0), True
 
     return mapped
-
-
-def batched(
-    bind: Callable[[Sequence[Any]], Sequence[Array]],
-    leaves: Sequence[Any],
-    axes: Sequence[Any],
-    of_groups: Sequence[int],
-    gives_groups: bool,
-) -> tuple[Sequence[Array], Sequence[int]]:
-    """The batching rule of a primitive of the canonical form.
-
-    Args:
-        bind: applies it to leaves, to results of one kind.
-        leaves: its operands.
-        axes: which axis of each is mapped, if any.
-        of_groups: which of them are ``[G, ...]``; all others are ``[G, N, ...]``.
-        gives_groups: whether the results are ``[G, ...]``, not ``[G, N, ...]``.
-    """
-    of_boxes = [k for k in range(len(leaves)) if k not in of_groups]
-
-    def program(groups: Sequence[Any], boxes: Sequence[Any]) -> Sequence[Array]:
-        by_place = dict(zip([*of_groups, *of_boxes], [*groups, *boxes], strict=True))
-        return bind([by_place[k] for k in range(len(leaves))])
-
-    size = next(x.shape[axis] for x, axis in zip(leaves, axes, strict=True) if axis is not None)
-    groups, boxes = (([leaves[k] for k in places], [axes[k] for k in places]) for places in (of_groups, of_boxes))
-    results, axis = joined(program, size, groups, boxes, gives_groups)
-    return results, [axis for _ in results]

@@ -78,15 +78,14 @@ def crops(kernel: Kernel, dtype: Any, image: Array, samples: Samples) -> Array:
 def _crops(kernel: Kernel, image: Array, samples: Samples, fills: Array, dtype: Any) -> Array:
     size = samples.rows.index.shape[-1], samples.columns.index.shape[-1]
     rows, bands, memory = _prepared(kernel, image, samples, size, fills.dtype)
-    pixel = image.dtype
+    of_pixels = image.dtype
 
     def of_all(crops: Array, memory: _Memory, image: Array, bands: _Bands, fills: Array) -> Array:
-        def of_part(n: Array, i: Array, state: tuple[Array, _Memory]) -> tuple[Array, _Memory]:
-            crops, memory = state
-            memory = _rows_summed(kernel, image, pixel, bands, n, i, memory)
-            return _columns_summed(kernel, bands, fills, dtype, n, i, memory.between, crops), memory
+        def of_part(part: _Part, crops: Array, memory: _Memory) -> tuple[Array, _Memory]:
+            memory = _rows_summed(part, _Stored(image, of_pixels), memory)
+            return _columns_summed(part, fills, dtype, memory.between, crops), memory
 
-        return _of_parts(of_part, bands, memory, crops)
+        return _of_parts(of_part, kernel, bands, crops, memory)
 
     result = stored(zeros((fills.shape[0], *size, fills.shape[1]), dtype, image, fills, samples))
     result = restored(small(of_all, result, memory, rows, bands, fills), dtype)
@@ -100,32 +99,33 @@ def images(kernel: Kernel, shape: tuple[Any, ...], crops: Array, samples: Sample
     rows, bands, memory = _prepared(kernel, start, samples, crops.shape[2:4], dtype)
 
     def of_all(image: Array, memory: _Memory, crops: Array, bands: _Bands) -> Array:
-        def of_part(n: Array, i: Array, state: tuple[Array, _Memory]) -> tuple[Array, _Memory]:
-            image, memory = state
-            memory = _spread_over_columns(kernel, crops, of_crops, bands, n, i, memory)
-            return _spread_over_rows(kernel, bands, n, i, memory, image)
+        def of_part(part: _Part, image: Array, memory: _Memory) -> tuple[Array, _Memory]:
+            memory = _spread_over_columns(part, _Stored(crops, of_crops), memory)
+            return _spread_over_rows(part, memory, image)
 
-        return _of_parts(of_part, bands, memory, image)
+        return _of_parts(of_part, kernel, bands, image, memory)
 
     return small(of_all, rows, memory, stored(flat(crops)), bands).reshape(shape)
 
 
 def moves(kernel: Kernel, crops: Array, image: Array, samples: Samples) -> tuple[tuple[Array, Array], ...]:
     """The cotangents of the fractions and the scales, of rows and of columns."""
-    dtype, of_crops, pixel = samples.rows.fraction.dtype, crops.dtype, image.dtype
+    dtype, of_crops, of_pixels = samples.rows.fraction.dtype, crops.dtype, image.dtype
     rows, bands, memory = _prepared(kernel, image, samples, crops.shape[2:4], dtype)
     of_row = zeros((image.shape[3] * image.shape[4] + 1,), dtype, crops, image, samples)
 
     def of_all(sums: Any, of_row: Array, memory: _Memory, crops: Array, image: Array, bands: _Bands) -> Any:
-        def of_part(n: Array, i: Array, state: Any) -> Any:
-            (row_sums, column_sums, of_row), memory = state
-            memory = _spread_over_columns(kernel, crops, of_crops, bands, n, i, memory)
-            row_sums, of_row = _row_moves(kernel, image, pixel, bands, n, i, memory.between, row_sums, of_row)
-            memory = _rows_summed(kernel, image, pixel, bands, n, i, memory, finite=True)
-            column_sums = _column_moves(kernel, crops, of_crops, bands, n, i, memory.between, column_sums)
+        pixels, bars = _Stored(image, of_pixels), _Stored(crops, of_crops)
+
+        def of_part(part: _Part, state: Any, memory: _Memory) -> Any:
+            row_sums, column_sums, of_row = state
+            memory = _spread_over_columns(part, bars, memory)
+            row_sums, of_row = _row_moves(part, pixels, memory.between, row_sums, of_row)
+            memory = _rows_summed(part, pixels, memory, finite=True)
+            column_sums = _column_moves(part, bars, memory.between, column_sums)
             return (row_sums, column_sums, of_row), memory
 
-        return _of_parts(of_part, bands, memory, (*sums, of_row))[:2]
+        return _of_parts(of_part, kernel, bands, (*sums, of_row), memory)[:2]
 
     sums = tuple(
         zeros(places.shape, dtype, crops, image, samples) for places in (bands.row_places, bands.column_places)
@@ -184,91 +184,174 @@ def _reach(first_row: Array, taps: Array) -> Array:
     return jnp.stack([first_row, start, end], axis=-1)
 
 
-# ---- What small calls do; of box n, the samples of rows i, i + 1, ..., as many as there is memory for. Images and
-# crops are `stored`: what pixels and cotangents are of is said beside.
+# ---- What small calls do
+
+
+class _Stored(NamedTuple):
+    """An array that is read, as it is `stored`, and the dtype of what it is of."""
+
+    array: Array
+    dtype: Any
+
+    def take(self, start: tuple[Any, ...], shape: tuple[int, ...]) -> Array:
+        return restored(take(self.array, start, shape), self.dtype)
+
+
+class _Part(NamedTuple):
+    """The samples of box n in rows i, i + 1, ..., as many as there is memory for between the two sums.
+
+    Attributes:
+        kernel: see `Kernel`.
+        bands: see `_Bands`.
+        n: which box.
+        i: its first row.
+        width: of an image.
+        rows: how many.
+        channels: of a pixel.
+    """
+
+    kernel: Kernel
+    bands: _Bands
+    n: Array
+    i: Array
+    width: int
+    rows: int
+    channels: int
+
+    @property
+    def reach(self) -> Array:
+        """Of the box, see `_Bands`."""
+        return at(self.bands.reach, self.n)
+
+    @property
+    def inside(self) -> Array:
+        """Whether samples are inside along rows, ``[rows, C]``."""
+        taps = take(self.bands.row_taps, (self.n, self.i, 0), (1, self.rows, 2))[0]
+        return jnp.broadcast_to((taps[:, 0] < taps[:, 1])[:, None], (self.rows, self.channels))
+
+    @property
+    def across(self) -> int:
+        """How many columns of pixels are summed at once."""
+        return min(self.width, max(1, _ACROSS // self.channels))
+
+    def row(self, k: Array) -> tuple[Array, Array]:
+        """The taps and the place of row k of these."""
+        return at((self.bands.row_taps, self.bands.row_places), self.n, self.i + k)
+
+    def column(self, j: Array) -> tuple[Array, Array]:
+        """The taps and the place of column j."""
+        return at((self.bands.column_taps, self.bands.column_places), self.n, j)
+
+    def weighed(self, taps: Array, place: Array, weights: Array) -> tuple[Array, Array]:
+        """The inverse of the sum of a sample's weights, and these in memory."""
+
+        def set_weight(tap: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
+            total, weights = state
+            new = self.kernel(place[0] + tap.astype(place.dtype) * place[1])
+            return total + new, put(weights, new[None], (tap,))
+
+        total, weights = loop(taps[1] - taps[0], set_weight, (jnp.zeros_like(weights[0]), weights))
+        return 1 / total, weights
+
+    def over_blocks(self, of_block: Callable[[Array, Array, Any], Any], taps: Array, carry: Any) -> Any:
+        """A loop over blocks of the columns in reach: ``of_block(start, new, carry)``, new from some column on."""
+        _, first, after = self.reach
+        blocks = lax.div(after - first + (self.across - 1), jnp.int32(self.across))
+
+        def of_one(block: Array, carry: Any) -> Any:
+            new = first + block * self.across
+            return of_block(jnp.minimum(new, self.width - self.across), new, carry)
+
+        return loop(jnp.where(taps[0] < taps[1], blocks, 0), of_one, carry)
+
+    def run(self, pixels: _Stored, row: Array, start: Array, count: int, dtype: Any, finite: bool) -> Array:
+        """So many floats of a row of the box's image."""
+        run = pixels.take((self.reach[0] + row, start), (1, count))[0].astype(dtype)
+        return only(jnp.isfinite(run), run) if finite else run
+
+    def of_crops(self, bars: _Stored, j: Array, dtype: Any) -> Array:
+        """Column j of crops, ``[rows, C]``; 0 where samples are outside."""
+        column = bars.take((self.n, self.i, j, 0), (1, self.rows, 1, self.channels))
+        return only(self.inside, column.reshape(self.rows, self.channels).astype(dtype))
 
 
 def _of_parts(
-    of_part: Callable[[Array, Array, tuple[Any, _Memory]], tuple[Any, _Memory]],
+    of_part: Callable[[_Part, Any, _Memory], tuple[Any, _Memory]],
+    kernel: Kernel,
     bands: _Bands,
-    memory: _Memory,
     carry: Any,
+    memory: _Memory,
 ) -> Any:
-    """The carry after all parts of all boxes: ``of_part(n, i, (carry, memory))``."""
+    """The carry after all parts of all boxes."""
     boxes, h, _ = bands.row_taps.shape
-    down = memory.between.shape[1]
+    width, rows, channels = memory.between.shape
 
     def of_box(n: Array, state: Any) -> Any:
-        return loop(h // down, lambda part, state: of_part(n, part * down, state), state)
+        def of_rows(part: Array, state: Any) -> Any:
+            return of_part(_Part(kernel, bands, n, part * rows, width - 1, rows, channels), *state)
+
+        return loop(h // rows, of_rows, state)
 
     return loop(boxes, of_box, (carry, memory))[0]
 
 
-def _rows_summed(
-    kernel: Kernel, image: Array, pixel: Any, bands: _Bands, n: Array, i: Array, memory: _Memory, finite: bool = False
-) -> _Memory:
+def _rows_summed(part: _Part, pixels: _Stored, memory: _Memory, finite: bool = False) -> _Memory:
     """The sums of rows, in memory between; of finite pixels only, if that is asked for."""
-    _, down, channels = memory.between.shape
+    count = part.across * part.channels
 
     def of_row(k: Array, memory: _Memory) -> _Memory:
-        taps, inverse, weights = _weighed(kernel, bands.row_taps, bands.row_places, n, i + k, memory.weights)
+        between, weights = memory
+        taps, place = part.row(k)
+        inverse, weights = part.weighed(taps, place, weights)
 
         def of_block(start: Array, _: Array, between: Array) -> Array:
-            across = _across(image, channels)
-
             def add(tap: Array, sums: Array) -> Array:
-                run = _run(
-                    image, pixel, bands, n, taps[0] + tap, start * channels, across * channels, sums.dtype, finite
-                )
+                run = part.run(pixels, taps[0] + tap, start * part.channels, count, sums.dtype, finite)
                 weight = at(weights, tap)
                 return sums + only(jnp.broadcast_to(weight != 0, sums.shape), run * weight)
 
-            sums = loop(taps[1] - taps[0], add, zeros((across * channels,), between.dtype, between, image))
-            return put(between, (sums * inverse).reshape(across, 1, channels), (start, k, 0))
+            sums = loop(taps[1] - taps[0], add, zeros((count,), between.dtype, between, pixels.array))
+            return put(between, (sums * inverse).reshape(part.across, 1, part.channels), (start, k, 0))
 
-        return _Memory(_of_blocks(of_block, bands, n, taps, image, channels, memory.between), weights)
+        return _Memory(part.over_blocks(of_block, taps, between), weights)
 
-    return loop(down, of_row, memory)
+    return loop(part.rows, of_row, memory)
 
 
-def _columns_summed(
-    kernel: Kernel, bands: _Bands, fills: Array, dtype: Any, n: Array, i: Array, between: Array, crops: Array
-) -> Array:
+def _columns_summed(part: _Part, fills: Array, dtype: Any, between: Array, crops: Array) -> Array:
     """Crops with the samples of these rows written."""
-    _, down, channels = between.shape
 
     def of_column(j: Array, crops: Array) -> Array:
-        taps, place = at(bands.column_taps, n, j), at(bands.column_places, n, j)
+        taps, place = part.column(j)
 
         def add(tap: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
             total, sums = state
-            new = kernel(place[0] + tap.astype(place.dtype) * place[1])
+            new = part.kernel(place[0] + tap.astype(place.dtype) * place[1])
             run = at(between, taps[0] + tap).reshape(-1)
             return total + new, sums + only(jnp.broadcast_to(new != 0, sums.shape), run * new)
 
         start = jnp.zeros_like(between[0, 0, 0]), jnp.zeros_like(between[0]).reshape(-1)
         total, sums = loop(taps[1] - taps[0], add, start)
-        inside = _inside_rows(bands, n, i, between) & (taps[0] < taps[1])
-        fill = jnp.broadcast_to(at(fills, n)[None], (down, channels))
-        value = lax.select(inside, (sums * (1 / total)).reshape(down, channels), fill)
-        return put(crops, stored(value.astype(dtype))[None, :, None], (n, i, j, 0))
+        fill = jnp.broadcast_to(at(fills, part.n)[None], part.inside.shape)
+        value = (sums * (1 / total)).reshape(fill.shape)
+        value = lax.select(part.inside & (taps[0] < taps[1]), value, fill)
+        return put(crops, stored(value.astype(dtype))[None, :, None], (part.n, part.i, j, 0))
 
     return loop(crops.shape[2], of_column, crops)
 
 
-def _spread_over_columns(
-    kernel: Kernel, crops: Array, of_crops: Any, bands: _Bands, n: Array, i: Array, memory: _Memory
-) -> _Memory:
+def _spread_over_columns(part: _Part, bars: _Stored, memory: _Memory) -> _Memory:
     """What columns of crops add to what is between: the transpose of `_columns_summed`."""
     between, weights = memory
-    _, first, after = at(bands.reach, n)
+    _, first, after = part.reach
     none = jnp.zeros_like(between[:1])
     between = loop(after - first, lambda x, between: put(between, none, (first + x, 0, 0)), between)
 
     def of_column(j: Array, memory: _Memory) -> _Memory:
         between, weights = memory
-        taps, inverse, weights = _weighed(kernel, bands.column_taps, bands.column_places, n, j, weights)
-        column = _column(crops, of_crops, bands, n, i, j, between) * inverse
+        taps, place = part.column(j)
+        inverse, weights = part.weighed(taps, place, weights)
+        column = part.of_crops(bars, j, between.dtype) * inverse
 
         def add(tap: Array, between: Array) -> Array:
             x = taps[0] + tap
@@ -276,98 +359,85 @@ def _spread_over_columns(
 
         return _Memory(loop(taps[1] - taps[0], add, between), weights)
 
-    return loop(crops.shape[2], of_column, _Memory(between, weights))
+    return loop(bars.array.shape[2], of_column, _Memory(between, weights))
 
 
-def _spread_over_rows(
-    kernel: Kernel, bands: _Bands, n: Array, i: Array, memory: _Memory, image: Array
-) -> tuple[Array, _Memory]:
+def _spread_over_rows(part: _Part, memory: _Memory, image: Array) -> tuple[Array, _Memory]:
     """The image with what is between added to it: the transpose of `_rows_summed`."""
     between, _ = memory
-    _, down, channels = between.shape
-    _, _, after = at(bands.reach, n)
-    across = _across(image, channels)
+    first_row, _, after = part.reach
 
     def of_row(k: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
         image, weights = state
-        taps, inverse, weights = _weighed(kernel, bands.row_taps, bands.row_places, n, i + k, weights)
+        taps, place = part.row(k)
+        inverse, weights = part.weighed(taps, place, weights)
 
         def of_block(start: Array, new: Array, image: Array) -> Array:
-            x = lax.broadcasted_iota(jnp.int32, (across, channels), 0) + start
-            run = take(between, (start, k, 0), (across, 1, channels))[:, 0]
+            x = lax.broadcasted_iota(jnp.int32, (part.across, part.channels), 0) + start
+            run = take(between, (start, k, 0), (part.across, 1, part.channels))[:, 0]
             run = only((x >= new) & (x < after), run * inverse).reshape(1, -1)
 
             def add(tap: Array, image: Array) -> Array:
-                place = at(bands.reach, n)[0] + taps[0] + tap, start * channels
+                place = first_row + taps[0] + tap, start * part.channels
                 return put(image, take(image, place, run.shape) + run * at(weights, tap), place)
 
             return loop(taps[1] - taps[0], add, image)
 
-        return _of_blocks(of_block, bands, n, taps, image, channels, image), weights
+        return part.over_blocks(of_block, taps, image), weights
 
-    image, weights = loop(down, of_row, (image, memory.weights))
+    image, weights = loop(part.rows, of_row, (image, memory.weights))
     return image, _Memory(between, weights)
 
 
-def _row_moves(
-    kernel: Kernel,
-    image: Array,
-    pixel: Any,
-    bands: _Bands,
-    n: Array,
-    i: Array,
-    between: Array,
-    sums: Array,
-    of_row: Array,
-) -> tuple[Array, Array]:
+def _row_moves(part: _Part, pixels: _Stored, between: Array, sums: Array, of_row: Array) -> tuple[Array, Array]:
     """The cotangents of the places of rows, written; of what is between, as `_spread_over_columns` leaves it."""
-    _, down, channels = between.shape
-    across, lanes = _across(image, channels), min(_LANES, image.shape[1])
-    _, first, after = at(bands.reach, n) * jnp.array([1, channels, channels], jnp.int32)
+    across, channels = part.across, part.channels
+    lanes = min(_LANES, part.width * channels)
+    _, first, after = part.reach * jnp.array([1, channels, channels], jnp.int32)
 
     def of_sample(k: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
         sums, of_row = state
-        taps, place = at(bands.row_taps, n, i + k), at(bands.row_places, n, i + k)
+        taps, place = part.row(k)
 
         def copy(start: Array, _: Array, of_row: Array) -> Array:
             return put(of_row, take(between, (start, k, 0), (across, 1, channels)).reshape(-1), (start * channels,))
 
-        of_row = _of_blocks(copy, bands, n, taps, image, channels, of_row)
+        of_row = part.over_blocks(copy, taps, of_row)
 
         def product(tap: Array) -> Array:
             def of_lanes(start: Array) -> Array:
-                run = _run(image, pixel, bands, n, taps[0] + tap, start, lanes, of_row.dtype, finite=True)
+                run = part.run(pixels, taps[0] + tap, start, lanes, of_row.dtype, finite=True)
                 return run * take(of_row, (start,), (lanes,))
 
             whole = lax.div(after - first, jnp.int32(lanes))
-            start = zeros((lanes,), of_row.dtype, of_row, image)
+            start = zeros((lanes,), of_row.dtype, of_row, pixels.array)
             total = loop(whole, lambda block, total: total + of_lanes(first + block * lanes), start)
             rest = first + whole * lanes
-            start = jnp.minimum(rest, image.shape[1] - lanes)
+            start = jnp.minimum(rest, part.width * channels - lanes)
             x = lax.iota(jnp.int32, lanes) + start
             return summed((total + only((x >= rest) & (x < after), of_lanes(start)))[None])[0]
 
-        return put(sums, _moves_of_sample(kernel, taps, place, product)[None, None], (n, i + k, 0)), of_row
+        return put(
+            sums, _moves_of_sample(part.kernel, taps, place, product)[None, None], (part.n, part.i + k, 0)
+        ), of_row
 
-    return loop(down, of_sample, (sums, of_row))
+    return loop(part.rows, of_sample, (sums, of_row))
 
 
-def _column_moves(
-    kernel: Kernel, crops: Array, of_crops: Any, bands: _Bands, n: Array, i: Array, between: Array, sums: Array
-) -> Array:
+def _column_moves(part: _Part, bars: _Stored, between: Array, sums: Array) -> Array:
     """The cotangents of the places of columns, added; of what is between, as `_rows_summed` leaves it."""
 
     def of_sample(j: Array, sums: Array) -> Array:
-        taps, place = at(bands.column_taps, n, j), at(bands.column_places, n, j)
-        column = _column(crops, of_crops, bands, n, i, j, between).reshape(1, -1)
+        taps, place = part.column(j)
+        column = part.of_crops(bars, j, between.dtype).reshape(1, -1)
 
         def product(tap: Array) -> Array:
             return summed(column * at(between, taps[0] + tap).reshape(1, -1))[0]
 
-        new = at(sums, n, j) + _moves_of_sample(kernel, taps, place, product)
-        return put(sums, new[None, None], (n, j, 0))
+        new = at(sums, part.n, j) + _moves_of_sample(part.kernel, taps, place, product)
+        return put(sums, new[None, None], (part.n, j, 0))
 
-    return loop(crops.shape[2], of_sample, sums)
+    return loop(bars.array.shape[2], of_sample, sums)
 
 
 def _moves_of_sample(kernel: Kernel, taps: Array, place: Array, product: Callable[[Array], Array]) -> Array:
@@ -388,65 +458,3 @@ def _moves_of_sample(kernel: Kernel, taps: Array, place: Array, product: Callabl
     mean = value / weight
     moves = jnp.stack([(gain - mean * slope) / weight, (gain_steps - mean * slope_steps) / weight])
     return only(jnp.broadcast_to(taps[0] < taps[1], (2,)), moves)
-
-
-def _weighed(
-    kernel: Kernel, taps: Array, places: Array, n: Array, k: Array, weights: Array
-) -> tuple[Array, Array, Array]:
-    """A sample's taps, the inverse of the sum of its weights, and these in memory."""
-    own, place = at(taps, n, k), at(places, n, k)
-
-    def set_weight(tap: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
-        total, weights = state
-        new = kernel(place[0] + tap.astype(place.dtype) * place[1])
-        return total + new, put(weights, new[None], (tap,))
-
-    total, weights = loop(own[1] - own[0], set_weight, (jnp.zeros_like(weights[0]), weights))
-    return own, 1 / total, weights
-
-
-def _of_blocks(
-    of_block: Callable[[Array, Array, Any], Any],
-    bands: _Bands,
-    n: Array,
-    taps: Array,
-    image: Array,
-    channels: int,
-    carry: Any,
-) -> Any:
-    """A loop over blocks of the columns in reach: ``of_block(start, new, carry)``, new from some column on."""
-    _, first, after = at(bands.reach, n)
-    across = _across(image, channels)
-    blocks = lax.div(after - first + (across - 1), jnp.int32(across))
-
-    def of_one(block: Array, carry: Any) -> Any:
-        new = first + block * across
-        return of_block(jnp.minimum(new, image.shape[1] // channels - across), new, carry)
-
-    return loop(jnp.where(taps[0] < taps[1], blocks, 0), of_one, carry)
-
-
-def _across(image: Array, channels: int) -> int:
-    """How many columns of images ``[R, W * C]`` a block has."""
-    return min(image.shape[1] // channels, max(1, _ACROSS // channels))
-
-
-def _run(
-    image: Array, pixel: Any, bands: _Bands, n: Array, row: Array, start: Array, count: int, dtype: Any, finite: bool
-) -> Array:
-    """So many floats of a row of a box's image."""
-    run = restored(take(image, (at(bands.reach, n)[0] + row, start), (1, count))[0], pixel).astype(dtype)
-    return only(jnp.isfinite(run), run) if finite else run
-
-
-def _column(crops: Array, of_crops: Any, bands: _Bands, n: Array, i: Array, j: Array, between: Array) -> Array:
-    """A column of crops ``[rows, C]``, 0 where samples are outside."""
-    _, down, channels = between.shape
-    column = restored(take(crops, (n, i, j, 0), (1, down, 1, channels)), of_crops).reshape(down, channels)
-    return only(_inside_rows(bands, n, i, between), column.astype(between.dtype))
-
-
-def _inside_rows(bands: _Bands, n: Array, i: Array, between: Array) -> Array:
-    _, down, channels = between.shape
-    taps = take(bands.row_taps, (n, i, 0), (1, down, 2))[0]
-    return jnp.broadcast_to((taps[:, 0] < taps[:, 1])[:, None], (down, channels))

@@ -29,12 +29,14 @@ def crop_and_resize(
     """Cuts boxes out of images, or feature maps, and resamples each to one size.
 
     Convention:
-        Layout: channels last. Box order: ``[y1, x1, y2, x2]``; ``y1 > y2`` flips the crop upside down, ``x1 > x2`` left
-        to right. Origin: the top left corner. Alignment: boxes are normalized; 0 and 1 are the centres of the first and
-        the last pixel, and a crop's first and last samples stand on the box's edges (``align_corners=True``); or 0
-        and 1 are the outer edges of the image, and samples stand at the centres of equal bins
-        (``align_corners=False``). Fill: a sample outside ``[0, 1]`` is ``extrapolation_value``; but of one pixel along
-        an axis, with ``align_corners=True``, every finite coordinate reads it, as in TensorFlow.
+        - Layout: channels last.
+        - Box order: ``[y1, x1, y2, x2]``; ``y1 > y2`` flips the crop upside down, ``x1 > x2`` left to right.
+        - Origin: the top left corner.
+        - Alignment: boxes are normalized; 0 and 1 are the centres of the first and the last pixel, and a crop's first
+          and last samples stand on the box's edges (``align_corners=True``); or 0 and 1 are the outer edges of the
+          image, and samples stand at the centres of equal bins (``align_corners=False``).
+        - Fill: a sample outside ``[0, 1]`` is ``extrapolation_value``; but of one pixel along an axis, with
+          ``align_corners=True``, every finite coordinate reads it, as in TensorFlow.
 
     Args:
         image: ``[B, H, W, C]`` or ``[H, W, C]``, of any integer or floating type.

@@ -52,11 +52,14 @@ def roi_align(
     """Pools boxes of a feature map to one size by averaging bilinear samples (ROIAlign of Mask R-CNN).
 
     Convention:
-        Layout: channels last. Box order: ``[y1, x1, y2, x2]``. Origin: the top left corner. Alignment: boxes are in
-        pixels of the input image, of which ``spatial_scale`` makes pixels of the feature map. With ``aligned=True``
-        pixel (0, 0) covers ``[0, 1]`` and its centre is at (0.5, 0.5); with ``aligned=False`` its centre is at (0, 0),
-        and boxes are at least 1 feature pixel high and wide. Fill: a sample more than one pixel beyond the centres of
-        the border pixels (beyond -1 or beyond the size) counts as 0, a nearer one takes the border's value.
+        - Layout: channels last.
+        - Box order: ``[y1, x1, y2, x2]``.
+        - Origin: the top left corner.
+        - Alignment: boxes are in pixels of the input image, of which ``spatial_scale`` makes pixels of the feature map.
+          With ``aligned=True`` pixel (0, 0) covers ``[0, 1]`` and its centre is at (0.5, 0.5); with ``aligned=False``
+          its centre is at (0, 0), and boxes are at least 1 feature pixel high and wide.
+        - Fill: a sample more than one pixel beyond the centres of the border pixels (beyond -1 or beyond the size)
+          counts as 0, a nearer one takes the border's value.
 
     Args:
         features: ``[B, H, W, C]`` or ``[H, W, C]``, of any integer or floating type.
@@ -92,7 +95,8 @@ def roi_align(
                [45.5, 49.5]], dtype=float32)
 
     Source:
-        He et al., "Mask R-CNN", 2017, section 3; the rules at the border are those of torchvision and Detectron2.
+        He et al., "Mask R-CNN", 2017, section 3 (<https://arxiv.org/abs/1703.06870>); the rules at the border are those
+        of torchvision and Detectron2.
     """
     scales = (_arguments.positive("spatial_scale", spatial_scale),)
     samples = _arguments.sampling_ratio(sampling_ratio, max_sampling_ratio)
@@ -151,7 +155,8 @@ def multilevel_roi_align(
         Array([64., 16.], dtype=float32)
 
     Source:
-        Lin et al., "Feature Pyramid Networks for Object Detection", 2017, equation 1.
+        Lin et al., "Feature Pyramid Networks for Object Detection", 2017, equation 1
+        (<https://arxiv.org/abs/1612.03144>).
     """
     maps = _arguments.pyramid("features", features)
     scales = tuple(1 / stride for stride in _arguments.strides(strides, len(maps)))

@@ -282,7 +282,8 @@ def random_resized(
     Source:
         `get_params` of torchvision's `RandomResizedCrop`
         (<https://docs.pytorch.org/vision/stable/generated/torchvision.transforms.RandomResizedCrop.html>); the method
-        is that of Szegedy et al., "Going Deeper with Convolutions", 2015, section 6.
+        is that of Szegedy et al., "Going Deeper with Convolutions", 2015, section 6
+        (<https://arxiv.org/abs/1409.4842>).
 
     Examples:
         >>> random_resized(jax.random.key(0), 2, (480, 640)).shape
@@ -353,7 +354,8 @@ def assign_levels(
         ValueError: if `min_level > max_level`, or if `canonical_size` is not positive.
 
     Source:
-        Lin et al., "Feature Pyramid Networks for Object Detection", 2017, equation 1.
+        Lin et al., "Feature Pyramid Networks for Object Detection", 2017, equation 1
+        (<https://arxiv.org/abs/1612.03144>).
 
     Examples:
         >>> assign_levels([[0, 0, 112, 112], [0, 0, 224, 224], [0, 0, 9, 9]], 2, 5)

@@ -1,7 +1,7 @@
 """Pixels -> crops by an interpolation kernel, and the derivatives of that.
 
-Derivatives are linear operations, each the transpose of another (`Sum`). What they are is said by deriving the matrix
-products of `products`, which serve all platforms and, derived again, all orders; a CPU has programs of its own
+Derivatives are linear operations, each the transpose of another (`Derivative`). What they are is said by deriving the
+matrix products of `products`, which serve all platforms and, derived again, all orders; a CPU has programs of its own
 (`bands`) for those that gradients consist of.
 """
 
@@ -21,6 +21,7 @@ from jax_crop._sampling.tables import Samples, Scheme, closed_under_vmap
 from jax_crop._sampling.varying import zeros
 
 Moves = tuple[tuple[Any, Any], tuple[Any, Any]]  # fractions and scales, of rows and of columns
+_NONE: Moves = ((None, None), (None, None))
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
@@ -44,20 +45,20 @@ def _jvp_of_sample(
     image_dot, samples_dot, fill_dot = tangents
     crops = sample_by_kernel(kernel, scheme, *primals)
     crops_dot = jnp.zeros((), scheme.dtype)
-    sum_ = Sum("crops of image", kernel, scheme.compute, image.shape[1:4])
-    at = Operands(None, None, None, _moving(samples), _at_rest(samples))
+    which = Derivative("crops of image", kernel, scheme.compute, image.shape[1:4])
+    at = Operands(None, None, None, _moving(samples), _with(samples, _NONE))
     if moves(image_dot):
-        crops_dot += _bind(sum_, at._replace(image=image_dot))[0].astype(scheme.dtype)
+        crops_dot += _bind(which, at._replace(image=image_dot))[0].astype(scheme.dtype)
     dots = _moving(samples_dot)
     if moves(dots):
-        of_moves = sum_._replace(result="crops of moves")
+        of_moves = which._replace(result="crops of moves")
         crops_dot += _bind(of_moves, at._replace(image=image, moves=dense(dots)))[0].astype(scheme.dtype)
     if moves(fill_dot):
         crops_dot += gather.fill_tangent(scheme, fill_dot, samples)
     return crops, jnp.broadcast_to(crops_dot, crops.shape)
 
 
-class Sum(NamedTuple):
+class Derivative(NamedTuple):
     """Which of the linear operations; static.
 
     Attributes:
@@ -93,11 +94,12 @@ class Operands(NamedTuple):
 
 
 def _moving(samples: Samples) -> Moves:
-    (rows, columns) = ((axis.fraction, axis.scale) for axis in samples[:2])
+    rows, columns = ((axis.fraction, axis.scale) for axis in samples[:2])
     return rows, columns
 
 
-def _at_rest(samples: Samples, moving: Moves = ((None, None), (None, None))) -> Samples:
+def _with(samples: Samples, moving: Moves) -> Samples:
+    """The samples with other fractions and scales."""
     rows, columns = (
         axis._replace(fraction=fraction, scale=scale)
         for axis, (fraction, scale) in zip(samples[:2], moving, strict=True)
@@ -105,55 +107,57 @@ def _at_rest(samples: Samples, moving: Moves = ((None, None), (None, None))) -> 
     return samples._replace(rows=rows, columns=columns)
 
 
-def _by_products(sum_: Sum, at: Operands) -> Sequence[Array]:
+def _by_products(which: Derivative, at: Operands) -> Sequence[Array]:
     """The results, as the derivatives of matrix products."""
 
     def of_image(image: Array) -> Array:
-        return products.crops_of_kernel(sum_.kernel, image, _at_rest(at.rest, at.moving), sum_.dtype)
+        return products.crops_of_kernel(which.kernel, image, _with(at.rest, at.moving), which.dtype)
 
     def of_moving(moving: Moves) -> Array:
         image = products.finite(at.image)
-        return products.crops_of_kernel(sum_.kernel, image, _at_rest(at.rest, moving), sum_.dtype)
+        return products.crops_of_kernel(which.kernel, image, _with(at.rest, moving), which.dtype)
 
-    if sum_.result == "crops of image":
+    if which.result == "crops of image":
         return [of_image(at.image)]
-    if sum_.result == "image":
-        none = zeros(_shape_of_image(sum_, at), sum_.dtype, at)
-        return list(jax.vjp(of_image, none)[1](at.crops.astype(sum_.dtype)))
-    if sum_.result == "crops of moves":
+    if which.result == "image":
+        none = zeros(_shape_of_image(which, at), which.dtype, at)
+        return list(jax.vjp(of_image, none)[1](at.crops.astype(which.dtype)))
+    if which.result == "crops of moves":
         return [jax.jvp(of_moving, (at.moving,), (at.moves,))[1]]
-    return jax.tree.leaves(jax.vjp(of_moving, at.moving)[1](at.crops.astype(sum_.dtype)))
+    return jax.tree.leaves(jax.vjp(of_moving, at.moving)[1](at.crops.astype(which.dtype)))
 
 
-def _by_bands(sum_: Sum, at: Operands) -> Sequence[Array]:
-    samples = _at_rest(at.rest, at.moving)
-    if sum_.result == "crops of image":
-        return [bands.crops(sum_.kernel, sum_.dtype, at.image, samples)]
-    if sum_.result == "image":
-        return [bands.images(sum_.kernel, _shape_of_image(sum_, at), at.crops, samples)]
-    return jax.tree.leaves(bands.moves(sum_.kernel, at.crops, at.image, samples))
+def _by_bands(which: Derivative, at: Operands) -> Sequence[Array]:
+    samples = _with(at.rest, at.moving)
+    if which.result == "crops of image":
+        return [bands.crops(which.kernel, which.dtype, at.image, samples)]
+    if which.result == "image":
+        return [bands.images(which.kernel, _shape_of_image(which, at), at.crops, samples)]
+    return jax.tree.leaves(bands.moves(which.kernel, at.crops, at.image, samples))
 
 
 _BY_BANDS = ("crops of image", "image", "moves")  # gradients need no other
 
 
-def _shape_of_image(sum_: Sum, at: Operands) -> tuple[Any, ...]:
-    return (at.crops.shape[0], *sum_.shape, at.crops.shape[-1])
+def _shape_of_image(which: Derivative, at: Operands) -> tuple[Any, ...]:
+    return (at.crops.shape[0], *which.shape, at.crops.shape[-1])
 
 
-def _types(sum_: Sum, at: Operands) -> Sequence[tuple[tuple[Any, ...], Any]]:
-    if sum_.result == "image":
-        shapes = [_shape_of_image(sum_, at)]
-    elif sum_.result == "moves":
+def _types(which: Derivative, at: Operands) -> Sequence[tuple[tuple[Any, ...], Any]]:
+    if which.result == "image":
+        shapes = [_shape_of_image(which, at)]
+    elif which.result == "moves":
         shapes = [x.shape for x in jax.tree.leaves(at.moving)]
     else:
         size = at.rest.rows.index.shape[-1], at.rest.columns.index.shape[-1]
         shapes = [(*at.rest.item.shape, *size, at.image.shape[-1])]
-    return [(shape, sum_.dtype) for shape in shapes]
+    return [(shape, which.dtype) for shape in shapes]
 
 
-def _programs(sum_: Sum, at: Operands, partitioned: bool) -> dict[str, Callable[[Sum, Operands], Sequence[Any]]]:
-    has_bands = sum_.result in _BY_BANDS and bands.can_compile((at.crops if at.image is None else at.image).shape)
+def _programs(
+    which: Derivative, at: Operands, partitioned: bool
+) -> dict[str, Callable[[Derivative, Operands], Sequence[Any]]]:
+    has_bands = which.result in _BY_BANDS and bands.can_compile((at.crops if at.image is None else at.image).shape)
     return {"default": _by_products} | ({"cpu": _by_bands} if has_bands and not partitioned else {})
 
 
@@ -167,11 +171,11 @@ _TRANSPOSE = {
 }
 
 
-def _jvp(sum_: Sum, at: Operands, dots: Operands) -> Sequence[Sequence[Array]]:
+def _jvp(which: Derivative, at: Operands, dots: Operands) -> Sequence[Sequence[Array]]:
     parts = []
-    name = _LINEAR_IN[sum_.result]
+    name = _LINEAR_IN[which.result]
     if moves(getattr(dots, name)):
-        parts.append(_bind(sum_, at._replace(**{name: dense(getattr(dots, name))})))
+        parts.append(_bind(which, at._replace(**{name: dense(getattr(dots, name))})))
     none: dict[str, Any] = {name: None}
     rest: Any
     held, rest = jax.tree.flatten(at._replace(**none))
@@ -183,24 +187,24 @@ def _jvp(sum_: Sum, at: Operands, dots: Operands) -> Sequence[Sequence[Array]]:
             leaves = list(held)
             for k, x in zip(moved, moving, strict=True):
                 leaves[k] = x
-            return _by_products(sum_, jax.tree.unflatten(rest, leaves)._replace(**{name: getattr(at, name)}))
+            return _by_products(which, jax.tree.unflatten(rest, leaves)._replace(**{name: getattr(at, name)}))
 
         parts.append(jax.jvp(of, ([held[k] for k in moved],), ([held_dots[k] for k in moved],))[1])
     return parts
 
 
-def _cotangents(sum_: Sum, given: Operands, cotangents: Sequence[Array]) -> Operands:
-    name = _LINEAR_IN[sum_.result]
+def _cotangents(which: Derivative, given: Operands, cotangents: Sequence[Array]) -> Operands:
+    name = _LINEAR_IN[which.result]
     of_result: Any = cotangents[0]
-    if sum_.result == "moves":
+    if which.result == "moves":
         of_result = jax.tree.unflatten(jax.tree.structure(given.moving), cotangents)
-    transpose = _TRANSPOSE[sum_.result]
+    transpose = _TRANSPOSE[which.result]
     at = given._replace(**{name: None, _LINEAR_IN[transpose]: of_result})
-    found = _bind(sum_._replace(result=transpose), at)
+    found = _bind(which._replace(result=transpose), at)
     asked = jax.tree.structure(getattr(given, name), is_leaf=ad.is_undefined_primal)
     return given._replace(**{name: jax.tree.unflatten(asked, found)})
 
 
 _bind = linear_primitive(
-    "jax_crop_kernel_sum", types=_types, programs=_programs, jvp=_jvp, cotangents=_cotangents, images="image"
+    "jax_crop_by_kernel", types=_types, programs=_programs, jvp=_jvp, cotangents=_cotangents, images="image"
 )

@@ -25,6 +25,7 @@ settings.register_profile(
 settings.load_profile("tests")
 
 
+OPTIMIZED = pytest.mark.optimized
 STRICT = {  # each can only raise errors: who passes under all of them passes under each
     "jax_numpy_rank_promotion": "raise",
     "jax_numpy_dtype_promotion": "strict",
@@ -55,8 +56,13 @@ def on_a_mesh(arrays):
 
 
 @pytest.fixture(autouse=True, scope="module")
-def compiled_programs():
-    """Those of one file of tests at a time: all of them together fill gigabytes."""
+def compiled_programs(request):
+    """Those of one file of tests at a time: all of them together fill gigabytes.
+
+    XLA's passes are always those of users. The machine code that LLVM makes afterwards, half of the tests' time, is
+    optimised only in files that say so, by ``pytestmark = OPTIMIZED``: where rounding and fusing could change a result.
+    """
+    jax.config.update("jax_disable_most_optimizations", request.node.get_closest_marker("optimized") is None)
     yield
     jax.clear_caches()
 

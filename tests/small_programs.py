@@ -31,6 +31,7 @@ def random_program(rng):
         "size": tuple(int(n) for n in rng.integers(1, 18, 2)),
         "sampling_ratio": int(rng.integers(1, 4)),
         "x64": bool(rng.integers(2)),
+        "optimized": bool(rng.integers(2)),  # by LLVM; by XLA it always is
     }
 
 
@@ -123,6 +124,7 @@ def main() -> int:
         program = random_program(rng)
         print(program, flush=True)
         jax.config.update("jax_enable_x64", program["x64"])
+        jax.config.update("jax_disable_most_optimizations", not program["optimized"])
         error = largest_error(program, rng)
         if not error <= 1e-5:
             print(f"error {error:.3g}")

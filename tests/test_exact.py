@@ -12,7 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jax_crop._exact import Window, divide, weighted_sums
-from tests.conftest import jax_config
+from tests.conftest import OPTIMIZED, jax_config
+
+pytestmark = OPTIMIZED
 
 DTYPES = {"float32": np.float32, "float64": np.float64}
 # What p + q is, and the scale; their product is below 2^31.

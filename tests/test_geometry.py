@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 import jax_crop
 from jax_crop import _geometry
 from tests import oracle
-from tests.conftest import jax_config
+from tests.conftest import OPTIMIZED, jax_config
+
+pytestmark = OPTIMIZED
 
 LATTICES = {"corners": _geometry.corners, "centres": _geometry.centres}
 # (pixels, samples): small ones, those where rounding is known to lose a row, and the largest.

@@ -8,8 +8,10 @@ from jax.sharding import PartitionSpec as P
 
 import jax_crop
 from jax_crop import crop_and_resize
-from tests.conftest import on_a_mesh
+from tests.conftest import OPTIMIZED, on_a_mesh
 from tests.test_derivatives import assert_as_reference, pull_back, random_case
+
+pytestmark = OPTIMIZED
 
 RNG = np.random.default_rng(0)
 IMAGE = RNG.standard_normal((2, 9, 11, 3), dtype=np.float32)

@@ -10,6 +10,9 @@ import pytest
 import tensorflow as tf
 
 import jax_crop
+from tests.conftest import OPTIMIZED
+
+pytestmark = OPTIMIZED
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,9 @@ from onnx import TensorProto, helper
 import jax_crop
 from jax_crop import _geometry
 from tests import oracle
+from tests.conftest import OPTIMIZED
+
+pytestmark = OPTIMIZED
 
 SIZE = (13, 17)
 MOST = 8  # samples of a bin, of the boxes below

@@ -15,6 +15,9 @@ from matplotlib.image import imread
 
 from jax_crop import crop_and_resize
 from tests import oracle
+from tests.conftest import OPTIMIZED
+
+pytestmark = OPTIMIZED
 
 TYPES = ["uint8", "uint16", "int8", "int16", "int32", "int64", "float16", "float32", "float64"]
 FILL = -777.0  # in none of the images

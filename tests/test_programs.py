@@ -25,11 +25,13 @@ CASES = {  # G, B, H, W, C, N, h, w, samples
 }
 
 
+@functools.cache
 def random_case(groups, batch, height, width, channels, boxes, h, w, samples):
     rng = np.random.default_rng(0)
     edges = rng.uniform(-0.2, 1.2, (groups, boxes, 4)).astype(np.float32)
     lattices = _geometry.corners(height, h * samples), _geometry.corners(width, w * samples)
-    rows, columns = jax.vmap(lambda b: _geometry.locate(b, (height, width), lattices, jnp.float32))(edges)
+    locate = jax.jit(jax.vmap(lambda b: _geometry.locate(b, (height, width), lattices, jnp.float32)))
+    rows, columns = locate(edges)
     share = jnp.full((groups, boxes), 1 / samples**2, jnp.float32) if samples > 1 else None
     item = jnp.asarray(rng.integers(0, batch, (groups, boxes)), jnp.int32)
     scheme = tables.Scheme(((min(height, 2), min(width, 2)),), (samples, samples), jnp.dtype(jnp.float32))

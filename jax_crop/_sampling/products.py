@@ -11,7 +11,7 @@ it has weight; in a derivative by boxes it reaches all boxes of its image.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -32,12 +32,11 @@ _einsum = functools.partial(jnp.einsum, precision=lax.Precision.HIGHEST)
 
 def values(scheme: Scheme, images: Sequence[Array], samples: Samples) -> Array:
     """As `gather.values` to the precision of float32, with 0 outside."""
-    result = crops(scheme, [finite(image) for image in images], [Term(samples)])
+    plans = [_plan(scheme, level, image.shape, [Term(samples)]) for level, image in enumerate(images)]
+    result = _crops(plans, [finite(image) for image in images])
     if any(map(_has_fractions, images)):
         all_finite = functools.reduce(jnp.logical_and, [jnp.isfinite(image).all() for image in images])
-        result = lax.cond(
-            all_finite, lambda result, *_: result, functools.partial(_with_marks, scheme), result, images, samples
-        )
+        result = lax.cond(all_finite, lambda result, _: result, functools.partial(_with_marks, plans), result, images)
     return result.astype(scheme.dtype)
 
 
@@ -45,51 +44,39 @@ def _has_fractions(image: Array) -> bool:
     return jnp.issubdtype(image.dtype, jnp.floating)
 
 
-def _with_marks(scheme: Scheme, result: Array, images: Sequence[Array], samples: Samples) -> Array:
+def _with_marks(plans: Sequence["_Plan"], result: Array, images: Sequence[Array]) -> Array:
     """The crops, with NaN and infinities where pixels that are such have weight."""
-
-    def reached(signs: Sequence[Callable[[Array], Array]]) -> Array:
-        marks = [functools.reduce(jnp.logical_or, [sign(image) for sign in signs]) for image in images]
-        # Ones and zeros are exact in any precision, and weights are not negative.
-        return (
-            crops(scheme, [mark.astype(scheme.compute) for mark in marks], [Term(samples)], lax.Precision.DEFAULT) > 0
+    marks = [
+        jnp.concatenate([(image == sign * jnp.inf) | jnp.isnan(image) for sign in (1, -1)], axis=-1).astype(
+            jnp.bfloat16
         )
-
-    positive, negative = reached([jnp.isnan, jnp.isposinf]), reached([jnp.isnan, jnp.isneginf])
+        for image in images
+    ]
+    # Ones and zeros are exact in any precision, and weights are not negative.
+    positive, negative = jnp.split(_crops(plans, marks, lax.Precision.DEFAULT) > 0, 2, axis=-1)
     result = jnp.where(positive, jnp.inf, jnp.where(negative, -jnp.inf, result))
     return jnp.where(positive & negative, jnp.nan, result)
 
 
-def crops(
-    scheme: Scheme,
-    images: Sequence[Array],
-    terms: Sequence[Term],
-    precision: lax.Precision = lax.Precision.HIGHEST,
-    *,
-    partitioned: bool = True,
-) -> Array:
+def crops(scheme: Scheme, images: Sequence[Array], terms: Sequence[Term], *, partitioned: bool = True) -> Array:
     """As `gather.crops`."""
-    parts = [_crops_of_level(scheme, level, image, terms, precision, partitioned) for level, image in enumerate(images)]
-    return functools.reduce(jnp.add, parts)
+    return _crops([_plan(scheme, level, image.shape, terms, partitioned) for level, image in enumerate(images)], images)
 
 
-def _crops_of_level(
-    scheme: Scheme, level: int, image: Array, terms: Sequence[Term], precision: lax.Precision, partitioned: bool
+def _crops(
+    plans: Sequence["_Plan"], images: Sequence[Array], precision: lax.Precision = lax.Precision.HIGHEST
 ) -> Array:
-    layout = _Layout.of(image.shape, terms[0].samples, _crop_size(scheme, terms[0].samples), len(terms), partitioned)
-    image, terms = layout.images(image), layout.terms(terms)
-    tables = _tables(scheme, level, terms)
-    chunks = _chunks(layout, terms[0].samples)
+    def of_level(plan: _Plan, image: Array) -> Array:
+        image = plan.layout.images(image)
 
-    def of_chunk(item: Array, tables: Any) -> Array:
-        own = _own(image, item).astype(scheme.compute)
-        total = []
-        for rows, columns in _dense(scheme, tables, image.shape):
-            total.append(_product(own, rows, columns, precision))
-        return functools.reduce(jnp.add, total)
+        def of_chunk(item: Array, tables: Any) -> Array:
+            own = _own(image, item).astype(plan.compute)
+            return _sum(_product(own, rows, columns, precision) for rows, columns in plan.dense(tables))
 
-    results = lax.map(lambda chunk: of_chunk(*chunk), (chunks.items, chunks.split(tables)))
-    return layout.in_groups(chunks.join(results))
+        results = lax.map(lambda chunk: of_chunk(*chunk), (plan.chunks.items, plan.chunks.split(plan.tables)))
+        return plan.layout.in_groups(plan.chunks.join(results))
+
+    return _sum(map(of_level, plans, images))
 
 
 def values_of_kernel(kernel: Kernel, dtype: Any, of_groups: tuple[Array, Array], samples: Samples) -> Array:
@@ -118,7 +105,7 @@ def crops_of_kernel(
     kernel: Kernel, image: Array, samples: Samples, dtype: Any, product: Callable[..., Array] | None = None
 ) -> Array:
     """Crops ``[G, N, h, w, C]``, computed in a dtype; with 0 outside."""
-    size = samples.rows.index.shape[-1], samples.columns.index.shape[-1]
+    size = [axis.index.shape[-1] for axis in samples[:2]]
     layout = _Layout.of(image.shape, samples, size, 1, partitioned=True)
     image, (term,) = layout.images(image), layout.terms([Term(samples)])
     chunks = _chunks(layout, term.samples)
@@ -160,27 +147,26 @@ def images(
     partitioned: bool = True,
 ) -> list[Array]:
     """As `gather.images`."""
-    results = []
-    for level, of_level in enumerate(shapes):
-        shape, samples = (crops.shape[0], *of_level, crops.shape[-1]), terms[0].samples
-        layout = _Layout.of(shape, samples, _crop_size(scheme, samples), len(terms), partitioned)
-        shape, own_crops, own_terms = layout.shape, layout.boxes(crops), layout.terms(terms)
-        tables = _tables(scheme, level, own_terms)
-        chunks = _chunks(layout, own_terms[0].samples)
 
-        def add(image: Array, chunk: Any, shape: Any = shape) -> tuple[Array, None]:
+    def of_level(level: int, shape: tuple[Any, ...]) -> Array:
+        plan = _plan(scheme, level, (crops.shape[0], *shape, crops.shape[-1]), terms, partitioned)
+
+        def add(image: Array, chunk: Any) -> tuple[Array, None]:
             item, crops, tables = chunk
-            crops = crops.astype(scheme.compute)
-            total = []
-            for rows, columns in _dense(scheme, tables, shape):
-                total.append(_einsum("gnir,gniwc->grwc", rows, _einsum("gnijc,gnjw->gniwc", crops, columns)))
-            added = _own(image, item) + functools.reduce(jnp.add, total)
+            crops = crops.astype(plan.compute)
+            added = _sum(
+                _einsum("gnir,gniwc->grwc", rows, _einsum("gnijc,gnjw->gniwc", crops, columns))
+                for rows, columns in plan.dense(tables)
+            )
+            added += _own(image, item)
             return lax.dynamic_update_slice_in_dim(image, added[:, None], item, axis=1), None
 
-        start = zeros(shape, scheme.compute, crops, tables)
-        result, _ = lax.scan(add, start, (chunks.items, chunks.split(own_crops), chunks.split(tables)))
-        results.append(result.reshape(layout.given))
-    return results
+        chunks, own_crops = plan.chunks, plan.layout.boxes(crops)
+        start = zeros(plan.layout.shape, plan.compute, own_crops, plan.tables)
+        result, _ = lax.scan(add, start, (chunks.items, chunks.split(own_crops), chunks.split(plan.tables)))
+        return result.reshape(plan.layout.given)
+
+    return [of_level(level, shape) for level, shape in enumerate(shapes)]
 
 
 def weights(
@@ -189,26 +175,22 @@ def weights(
     """As `gather.weights`."""
     parts = [_weights_of_level(scheme, level, crops, image, term, partitioned) for level, image in enumerate(images)]
     rows, columns = zip(*parts, strict=True)
-    return functools.reduce(jnp.add, rows), functools.reduce(jnp.add, columns)
+    return _sum(rows), _sum(columns)
 
 
 def _weights_of_level(
     scheme: Scheme, level: int, crops: Array, image: Array, term: Term, partitioned: bool
 ) -> tuple[Array, Array]:
-    layout = _Layout.of(image.shape, term.samples, _crop_size(scheme, term.samples), 2, partitioned)
-    image, crops, (term,) = layout.images(image), layout.boxes(crops), layout.terms([term])
-    # The slopes are the derivative times a fraction of 1.
     samples = term.samples
-    ones = samples.with_fractions(*(jnp.ones_like(axis.fraction) for axis in samples[:2]))
-    terms = [term, Term(ones._replace(share=None), (1, 1))]
-    tables = _tables(scheme, level, terms)
-    chunks = _chunks(layout, samples)
-    share = None if samples.share is None else samples.share[..., None]
+    # The slopes are the derivative times a fraction of 1.
+    slopes = samples.with_fractions(*(jnp.ones_like(axis.fraction) for axis in samples[:2]))._replace(share=None)
+    plan = _plan(scheme, level, image.shape, [term, Term(slopes, (1, 1))], partitioned)
+    image, crops = plan.layout.images(image), plan.layout.boxes(crops)
 
     def of_chunk(item: Array, crops: Array, tables: Any) -> tuple[Array, Array]:
-        own, crops = _own(image, item).astype(scheme.compute), crops.astype(scheme.compute)
+        own, crops = _own(image, item).astype(plan.compute), crops.astype(plan.compute)
         # The share is in the weights of rows, which those of rows themselves are not multiplied with.
-        ((rows, columns),) = _dense(scheme, tables[:1], image.shape)
+        ((rows, columns),) = plan.dense(tables[:1])
         row_slopes, column_slopes = (
             _matrix(taps, size, 1) for taps, size in zip(tables[1], own.shape[1:3], strict=True)
         )
@@ -220,11 +202,14 @@ def _weights_of_level(
             jnp.sum(jnp.repeat(by_column, across, axis=2) * column_slopes, axis=-1),
         )
 
-    of_rows, of_columns = lax.map(
-        lambda chunk: of_chunk(*chunk), (chunks.items, chunks.split(crops), chunks.split(tables))
-    )
-    of_rows, of_columns = chunks.join(of_rows), chunks.join(of_columns)
-    return layout.in_groups(of_rows if share is None else of_rows * share), layout.in_groups(of_columns)
+    chunks = plan.chunks
+    results = lax.map(lambda chunk: of_chunk(*chunk), (chunks.items, chunks.split(crops), chunks.split(plan.tables)))
+    of_rows, of_columns = (plan.layout.in_groups(chunks.join(of_axis)) for of_axis in results)
+    return of_rows if samples.share is None else of_rows * samples.share[..., None], of_columns
+
+
+def _sum(parts: Iterable[Array]) -> Array:
+    return functools.reduce(jnp.add, parts)
 
 
 class _Layout(NamedTuple):
@@ -247,7 +232,7 @@ class _Layout(NamedTuple):
 
     @classmethod
     def of(
-        cls, shape: tuple[Any, ...], samples: Samples, crop_size: tuple[int, int], terms: int, partitioned: bool
+        cls, shape: tuple[Any, ...], samples: Samples, crop_size: Sequence[int], terms: int, partitioned: bool
     ) -> "_Layout":
         groups, batch, height, width, channels = shape
         count, (h, w) = samples.rows.index.shape[1], crop_size
@@ -266,7 +251,8 @@ class _Layout(NamedTuple):
         return self.given if self.together else (1, groups * batch, *rest)
 
     def images(self, images: Array) -> Array:
-        return images.reshape(self.shape)
+        """Of any number of channels."""
+        return images.reshape(*self.shape[:-1], images.shape[-1])
 
     def boxes(self, tables: Any) -> Any:
         """Tables ``[G, N, ...]`` as those of the layout's groups."""
@@ -289,16 +275,39 @@ def _own(image: Array, item: Array) -> Array:
     return lax.dynamic_index_in_dim(image, item, axis=1, keepdims=False)
 
 
-def _tables(scheme: Scheme, level: int, terms: Sequence[Term]) -> list[tuple[Taps, Taps]]:
-    return [Term(term.samples.of_level(level), term.orders).taps(scheme.windows[level]) for term in terms]
+class _Plan(NamedTuple):
+    """How the boxes of a level are multiplied.
+
+    Attributes:
+        layout: see `_Layout`.
+        chunks: see `_Chunks`.
+        tables: of each term, what samples weigh of rows and of columns.
+        size: ``(H, W)``.
+        samples: of an output pixel, along rows and columns.
+        compute: the dtype.
+    """
+
+    layout: _Layout
+    chunks: "_Chunks"
+    tables: list[tuple[Taps, Taps]]
+    size: tuple[int, int]
+    samples: tuple[int, int]
+    compute: Any
+
+    def dense(self, tables: Sequence[tuple[Taps, Taps]]) -> list[list[Array]]:
+        """Matrices of rows ``[..., h, H]`` and of columns ``[..., w, W]``, into which samples of a bin are folded."""
+        return [[_matrix(*axis) for axis in zip(table, self.size, self.samples, strict=True)] for table in tables]
 
 
-def _dense(scheme: Scheme, tables: Sequence[tuple[Taps, Taps]], shape: tuple[Any, ...]) -> list[tuple[Array, Array]]:
-    """The matrices of rows ``[..., h, H]`` and of columns ``[..., w, W]``, into which samples of a bin are folded."""
-    return [
-        (_matrix(rows, shape[2], scheme.samples[0]), _matrix(columns, shape[3], scheme.samples[1]))
-        for rows, columns in tables
-    ]
+def _plan(scheme: Scheme, level: int, shape: tuple[Any, ...], terms: Sequence[Term], partitioned: bool = True) -> _Plan:
+    """Of images ``[G, B, H, W, C]``."""
+    samples = terms[0].samples
+    crop_size = [axis.index.shape[-1] // count for axis, count in zip(samples[:2], scheme.samples, strict=True)]
+    layout = _Layout.of(shape, samples, crop_size, len(terms), partitioned)
+    terms = layout.terms(terms)
+    tables = [Term(term.samples.of_level(level), term.orders).taps(scheme.windows[level]) for term in terms]
+    chunks = _chunks(layout, terms[0].samples)
+    return _Plan(layout, chunks, tables, shape[2:4], scheme.samples, scheme.compute)
 
 
 def _matrix(taps: Taps, size: int, samples: int) -> Array:
@@ -383,19 +392,16 @@ def _chunks(layout: _Layout, samples: Samples) -> _Chunks:
     chunks = (count + batch * (size - 1)) // size
     item = samples.item[0]
     is_of = (item[:, None] == jnp.arange(batch, dtype=jnp.int32)[None]).astype(jnp.int32)
-    before = jnp.sum(is_of * (jnp.cumsum(is_of, axis=0) - 1), axis=1)  # boxes of the same image
+    before = jnp.sum(is_of * (jnp.cumsum(is_of, axis=0) - 1), axis=1, dtype=jnp.int32)  # boxes of the same image
     chunks_of_images = -(-jnp.sum(is_of, axis=0) // size)
     end = jnp.cumsum(chunks_of_images)
-    places = before % size * chunks + (end - chunks_of_images)[item] + before // size
+    chunk, place = lax.div(before, jnp.int32(size)), lax.rem(before, jnp.int32(size))  # of those that are not negative
+    places = place * chunks + (end - chunks_of_images)[item] + chunk
     every = jnp.arange(chunks * size, dtype=jnp.int32)[:, None]
     boxes = jnp.min(jnp.where(places[None] == every, jnp.arange(count, dtype=jnp.int32)[None], count), axis=1)
     items = jnp.sum(jnp.arange(chunks, dtype=jnp.int32)[:, None] >= end[None], axis=1)
     items = jnp.minimum(items, batch - 1).astype(jnp.int32)
     return _Chunks(items, size, count, 1, True, boxes, places)
-
-
-def _crop_size(scheme: Scheme, samples: Samples) -> tuple[int, int]:
-    return samples.rows.index.shape[-1] // scheme.samples[0], samples.columns.index.shape[-1] // scheme.samples[1]
 
 
 def _is_known(*sizes: Any) -> bool:

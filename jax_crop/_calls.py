@@ -23,11 +23,11 @@ def call(function: Callable[..., Any], *arguments: Any) -> Any:
 
 def in_memory(tables: Any) -> Any:
     """The same tables; on a CPU in memory, for XLA computes what a gather needs anew for each element of its result."""
-    # JAX would skip a call that does nothing.
     return lax.platform_dependent(tables, cpu=lambda tables: call(_same, tables), default=lambda tables: tables)
 
 
 def _same(tables: Any) -> Any:
+    """Behind a barrier, for JAX would skip a call that does nothing."""
     return jax.tree.map(lax.optimization_barrier, tables)
 
 

@@ -63,13 +63,12 @@ def crop_and_resize(
 
         Whether a sample is inside, and between which pixels it stands, is decided as exact arithmetic on the boxes
         decides it. Constants stay constant: to the last bit if bilinear without antialias or nearest, else to float32's
-        precision. A pixel that has no weight in a sample, NaN or infinite
-        perhaps, does not reach it.
+        precision. A pixel that has no weight in a sample does not reach it, be it NaN or infinite.
 
-        Differentiable to any order in image, boxes and fill. The derivative by a box is the slope of the bilinear
-        surface; exactly on a pixel the slope toward higher indices, on the last pixel the slope toward the inside;
-        outside, and of ``"nearest"``, 0. So too of all kernels; that of their stretching included, where a distance of
-        exactly 1 counts as less.
+        Differentiable to any order in image, boxes and fill. The derivative by a box is the slope of the surface that
+        the kernel interpolates: exactly on a pixel the slope toward higher indices, on the last pixel toward the
+        inside, and 0 outside and of ``"nearest"``. With antialias, a box that grows also stretches the kernel, as soon
+        as its samples are more than a pixel apart, and that slope is included.
 
     Raises:
         TypeError: while tracing, for an argument of the wrong type.

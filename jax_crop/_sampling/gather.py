@@ -18,7 +18,7 @@ from jax.typing import ArrayLike
 
 from jax_crop._calls import in_memory
 from jax_crop._geometry import Axis
-from jax_crop._sampling.tables import Samples, Scheme, Taps, Term, each_group, inside
+from jax_crop._sampling.tables import Samples, Scheme, Taps, Term, each_group, inside, total
 from jax_crop._sampling.varying import zeros
 
 # Unrolled samples of a bin are fused into one pass; more would make the program grow.
@@ -80,7 +80,7 @@ def _crops(scheme: Scheme, orders: Any, images: Sequence[Array], of_terms: Seque
             pixels = _pixels(image, rows[0].first + k, columns[0].first + m).astype(scheme.compute)
             weight = weights[k, m]
             parts.append(jnp.where(weight == 0, 0, pixels * weight))  # what has no weight has no influence
-        return jnp.where(inside(rows[0].inside, columns[0].inside), functools.reduce(jnp.add, parts), 0)
+        return jnp.where(inside(rows[0].inside, columns[0].inside), total(parts), 0)
 
     rows, columns = zip(*tables, strict=True)
     result = _sum_of_samples(scheme, list(rows), list(columns), places.share, value)
@@ -91,8 +91,7 @@ def _weights(rows: Sequence[Taps], columns: Sequence[Taps]) -> dict[tuple[int, i
     """Those of all terms together for each pixel of the window, ``[N, h, w, 1]``."""
     window = len(rows[0].weights), len(columns[0].weights)
     return {
-        (k, m): functools.reduce(
-            jnp.add,
+        (k, m): total(
             [
                 row.weights[k][..., :, None, None] * column.weights[m][..., None, :, None]
                 for row, column in zip(rows, columns, strict=True)
@@ -187,7 +186,7 @@ def _shared(scheme: Scheme, crops: Array, samples: Samples) -> Array:
 def _weighed(values: list[Array], weights: list[Array]) -> Array:
     """Their weighted sum; a value without weight has no influence."""
     parts = [jnp.where(weight == 0, 0, value * weight) for value, weight in zip(values, weights, strict=True)]
-    return functools.reduce(jnp.add, parts)
+    return total(parts)
 
 
 @functools.partial(jax.checkpoint, static_argnums=0)  # keeps no mask for the backward pass

@@ -8,7 +8,6 @@ All groups' images lie one below the other, and rows of pixels have one address 
 all their mapped forms, run the same loops.
 """
 
-import functools
 import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -20,7 +19,7 @@ from jax import Array, lax
 from jax_crop._calls import small
 from jax_crop._sampling import gather
 from jax_crop._sampling.steps import at, loop, only, put, restored, stored, summed, take
-from jax_crop._sampling.tables import Samples, Scheme, Taps, Term, flat, items_of_all
+from jax_crop._sampling.tables import Samples, Scheme, Taps, Term, flat, items_of_all, total
 from jax_crop._sampling.varying import zeros
 
 
@@ -72,7 +71,7 @@ def weights(scheme: Scheme, crops: Array, images: Sequence[Array], term: Term) -
     for level, image in enumerate(images):
         ((rows, columns),) = _tables(scheme, level, image.shape[1:4], [term], share=False)
         parts.append(_weights(flat(crops), image.reshape(-1, *image.shape[3:]), rows, columns))
-    row_bars, column_bars = (functools.reduce(jnp.add, of_levels) for of_levels in zip(*parts, strict=True))
+    row_bars, column_bars = (total(of_levels) for of_levels in zip(*parts, strict=True))
     share = 1 if term.samples.share is None else term.samples.share[..., None]
     return row_bars.reshape(groups, boxes, -1) * share, column_bars.reshape(groups, boxes, -1) * share
 
@@ -147,11 +146,11 @@ def _interpolated(pixels: Array, rows: Sequence[Array], columns: Sequence[Array]
 
 
 def _weighed(pixels: Array, rows: Sequence[Array], columns: Sequence[Array]) -> Array:
-    total = jnp.zeros_like(pixels[0, 0])
+    result = jnp.zeros_like(pixels[0, 0])
     for k, m in itertools.product(range(pixels.shape[0]), range(pixels.shape[1])):
-        weight = functools.reduce(jnp.add, [row[k] * column[m] for row, column in zip(rows, columns, strict=True)])
-        total += only(weight != 0, pixels[k, m] * weight)  # what has no weight has no influence
-    return total
+        weight = total([row[k] * column[m] for row, column in zip(rows, columns, strict=True)])
+        result += only(weight != 0, pixels[k, m] * weight)  # what has no weight has no influence
+    return result
 
 
 def _image(shape: tuple[int, ...], crops: Array, terms: Sequence[tuple[Taps, Taps]]) -> Array:
@@ -178,9 +177,7 @@ def _image(shape: tuple[int, ...], crops: Array, terms: Sequence[tuple[Taps, Tap
                 column = at(columns.places, n, j)
                 column_weights = [at(columns.weights, n, j) for _, columns in terms]
                 value = only(_inside(row, column), _sample(crops, n, i, j, rows, columns))
-                weights = functools.reduce(
-                    jnp.add, [r[:, None] * c[None] for r, c in zip(row_weights, column_weights, strict=True)]
-                )
+                weights = total([r[:, None] * c[None] for r, c in zip(row_weights, column_weights, strict=True)])
                 added = (weights[..., None] * value[None, None]).reshape(window)
                 start = _start(row, column, image)
                 return put(image, take(image, start, window) + added, start)
@@ -253,7 +250,7 @@ def _weights(crops: Array, image: Array, rows: Taps, columns: Taps) -> tuple[Arr
 def _weighed_sum(values: Sequence[Array], weights: Array) -> Array:
     """What has no weight has no influence."""
     parts = [only(weights[k] != 0, value * weights[k]) for k, value in enumerate(values)]
-    return functools.reduce(jnp.add, parts)
+    return total(parts)
 
 
 # How many floats a step of a loop should add at least: a few pixels, or many channels of one.

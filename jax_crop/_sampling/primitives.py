@@ -15,7 +15,7 @@ from jax.custom_derivatives import SymbolicZero
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from jax_crop._sampling.tables import joined
+from jax_crop._sampling.tables import joined, total
 from jax_crop._sampling.varying import vary_as, zeros
 
 Arrays = Sequence[Any]
@@ -79,7 +79,7 @@ def linear_primitive(
         parts = jvp(what, operands, dots)
         if not parts:
             return results, [jnp.zeros_like(result) for result in results]
-        return results, [functools.reduce(jnp.add, of_result) for of_result in zip(*parts, strict=True)]
+        return results, [total(of_result) for of_result in zip(*parts, strict=True)]
 
     def transpose(bars: Arrays, *leaves: Any, what: Any, tree: Any) -> Arrays:
         found = cotangents(what, jax.tree.unflatten(tree, leaves), [dense(bar) for bar in bars])

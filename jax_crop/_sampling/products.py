@@ -11,7 +11,7 @@ it has weight; in a derivative by boxes it reaches all boxes of its image.
 """
 
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -21,7 +21,7 @@ from jax import Array, lax
 from jax_crop import _kernels
 from jax_crop._geometry import Axis
 from jax_crop._kernels import Kernel
-from jax_crop._sampling.tables import Samples, Scheme, Taps, Term, flat, float_of, inside, items_of_all
+from jax_crop._sampling.tables import Samples, Scheme, Taps, Term, flat, float_of, inside, items_of_all, total
 from jax_crop._sampling.varying import zeros
 
 # What lies between two products, of all boxes of a chunk.
@@ -46,14 +46,14 @@ def _has_fractions(image: Array) -> bool:
 
 def _with_marks(plans: Sequence["_Plan"], result: Array, images: Sequence[Array]) -> Array:
     """The crops, with NaN and infinities where pixels that are such have weight."""
-    marks = [
-        jnp.concatenate([(image == sign * jnp.inf) | jnp.isnan(image) for sign in (1, -1)], axis=-1).astype(
-            jnp.bfloat16
-        )
-        for image in images
-    ]
-    # Ones and zeros are exact in any precision, and weights are not negative.
-    positive, negative = jnp.split(_crops(plans, marks, lax.Precision.DEFAULT) > 0, 2, axis=-1)
+
+    def marks(image: Array) -> Array:
+        nan = jnp.isnan(image)
+        both = jnp.concatenate([nan | jnp.isposinf(image), nan | jnp.isneginf(image)], axis=-1)
+        return both.astype(jnp.bfloat16)  # ones and zeros are exact in any precision
+
+    reached = _crops(plans, list(map(marks, images)), lax.Precision.DEFAULT) > 0  # for weights are not negative
+    positive, negative = jnp.split(reached, 2, axis=-1)
     result = jnp.where(positive, jnp.inf, jnp.where(negative, -jnp.inf, result))
     return jnp.where(positive & negative, jnp.nan, result)
 
@@ -70,13 +70,13 @@ def _crops(
         image = plan.layout.images(image)
 
         def of_chunk(item: Array, tables: Any) -> Array:
-            own = _own(image, item).astype(plan.compute)
-            return _sum(_product(own, rows, columns, precision) for rows, columns in plan.dense(tables))
+            own = _own(image, item).astype(plan.scheme.compute)
+            return total(_product(own, rows, columns, precision) for rows, columns in plan.dense(tables))
 
         results = lax.map(lambda chunk: of_chunk(*chunk), (plan.chunks.items, plan.chunks.split(plan.tables)))
         return plan.layout.in_groups(plan.chunks.join(results))
 
-    return _sum(map(of_level, plans, images))
+    return total(map(of_level, plans, images))
 
 
 def values_of_kernel(kernel: Kernel, dtype: Any, of_groups: tuple[Array, Array], samples: Samples) -> Array:
@@ -153,8 +153,8 @@ def images(
 
         def add(image: Array, chunk: Any) -> tuple[Array, None]:
             item, crops, tables = chunk
-            crops = crops.astype(plan.compute)
-            added = _sum(
+            crops = crops.astype(plan.scheme.compute)
+            added = total(
                 _einsum("gnir,gniwc->grwc", rows, _einsum("gnijc,gnjw->gniwc", crops, columns))
                 for rows, columns in plan.dense(tables)
             )
@@ -162,7 +162,7 @@ def images(
             return lax.dynamic_update_slice_in_dim(image, added[:, None], item, axis=1), None
 
         chunks, own_crops = plan.chunks, plan.layout.boxes(crops)
-        start = zeros(plan.layout.shape, plan.compute, own_crops, plan.tables)
+        start = zeros(plan.layout.shape, plan.scheme.compute, own_crops, plan.tables)
         result, _ = lax.scan(add, start, (chunks.items, chunks.split(own_crops), chunks.split(plan.tables)))
         return result.reshape(plan.layout.given)
 
@@ -175,7 +175,7 @@ def weights(
     """As `gather.weights`."""
     parts = [_weights_of_level(scheme, level, crops, image, term, partitioned) for level, image in enumerate(images)]
     rows, columns = zip(*parts, strict=True)
-    return _sum(rows), _sum(columns)
+    return total(rows), total(columns)
 
 
 def _weights_of_level(
@@ -188,7 +188,7 @@ def _weights_of_level(
     image, crops = plan.layout.images(image), plan.layout.boxes(crops)
 
     def of_chunk(item: Array, crops: Array, tables: Any) -> tuple[Array, Array]:
-        own, crops = _own(image, item).astype(plan.compute), crops.astype(plan.compute)
+        own, crops = _own(image, item).astype(plan.scheme.compute), crops.astype(plan.scheme.compute)
         # The share is in the weights of rows, which those of rows themselves are not multiplied with.
         ((rows, columns),) = plan.dense(tables[:1])
         row_slopes, column_slopes = (
@@ -206,10 +206,6 @@ def _weights_of_level(
     results = lax.map(lambda chunk: of_chunk(*chunk), (chunks.items, chunks.split(crops), chunks.split(plan.tables)))
     of_rows, of_columns = (plan.layout.in_groups(chunks.join(of_axis)) for of_axis in results)
     return of_rows if samples.share is None else of_rows * samples.share[..., None], of_columns
-
-
-def _sum(parts: Iterable[Array]) -> Array:
-    return functools.reduce(jnp.add, parts)
 
 
 class _Layout(NamedTuple):
@@ -279,24 +275,21 @@ class _Plan(NamedTuple):
     """How the boxes of a level are multiplied.
 
     Attributes:
+        scheme: see `Scheme`.
         layout: see `_Layout`.
         chunks: see `_Chunks`.
-        tables: of each term, what samples weigh of rows and of columns.
-        size: ``(H, W)``.
-        samples: of an output pixel, along rows and columns.
-        compute: the dtype.
+        tables: of each term, what samples weigh of rows and of columns, in the layout's groups.
     """
 
+    scheme: Scheme
     layout: _Layout
     chunks: "_Chunks"
     tables: list[tuple[Taps, Taps]]
-    size: tuple[int, int]
-    samples: tuple[int, int]
-    compute: Any
 
     def dense(self, tables: Sequence[tuple[Taps, Taps]]) -> list[list[Array]]:
         """Matrices of rows ``[..., h, H]`` and of columns ``[..., w, W]``, into which samples of a bin are folded."""
-        return [[_matrix(*axis) for axis in zip(table, self.size, self.samples, strict=True)] for table in tables]
+        size, samples = self.layout.given[2:4], self.scheme.samples
+        return [[_matrix(*axis) for axis in zip(table, size, samples, strict=True)] for table in tables]
 
 
 def _plan(scheme: Scheme, level: int, shape: tuple[Any, ...], terms: Sequence[Term], partitioned: bool = True) -> _Plan:
@@ -306,8 +299,7 @@ def _plan(scheme: Scheme, level: int, shape: tuple[Any, ...], terms: Sequence[Te
     layout = _Layout.of(shape, samples, crop_size, len(terms), partitioned)
     terms = layout.terms(terms)
     tables = [Term(term.samples.of_level(level), term.orders).taps(scheme.windows[level]) for term in terms]
-    chunks = _chunks(layout, terms[0].samples)
-    return _Plan(layout, chunks, tables, shape[2:4], scheme.samples, scheme.compute)
+    return _Plan(scheme, layout, _chunks(layout, terms[0].samples), tables)
 
 
 def _matrix(taps: Taps, size: int, samples: int) -> Array:
@@ -317,7 +309,7 @@ def _matrix(taps: Taps, size: int, samples: int) -> Array:
         jnp.where(((taps.first + k)[..., None] == pixels) & inside, weights[..., None], 0)
         for k, weights in enumerate(taps.weights)
     ]
-    matrix = functools.reduce(jnp.add, parts)
+    matrix = total(parts)
     return matrix.reshape(*matrix.shape[:-2], -1, samples, size).sum(axis=-2)
 
 
@@ -395,7 +387,8 @@ def _chunks(layout: _Layout, samples: Samples) -> _Chunks:
     before = jnp.sum(is_of * (jnp.cumsum(is_of, axis=0) - 1), axis=1, dtype=jnp.int32)  # boxes of the same image
     chunks_of_images = -(-jnp.sum(is_of, axis=0) // size)
     end = jnp.cumsum(chunks_of_images)
-    chunk, place = lax.div(before, jnp.int32(size)), lax.rem(before, jnp.int32(size))  # of those that are not negative
+    # Of integers that are not negative: jnp's, which round down, are longer programs.
+    chunk, place = lax.div(before, jnp.int32(size)), lax.rem(before, jnp.int32(size))
     places = place * chunks + (end - chunks_of_images)[item] + chunk
     every = jnp.arange(chunks * size, dtype=jnp.int32)[:, None]
     boxes = jnp.min(jnp.where(places[None] == every, jnp.arange(count, dtype=jnp.int32)[None], count), axis=1)

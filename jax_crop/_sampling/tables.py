@@ -5,7 +5,8 @@ The canonical form has ``G`` groups of ``B`` images and ``N`` boxes each: images
 groups, where boxes alone are mapped there are more boxes of the same images. So no composition multiplies an image.
 """
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -83,6 +84,11 @@ def inside(rows: Array, columns: Array) -> Array:
 def flat(table: Array) -> Array:
     """All groups' boxes, ``[G, N, ...]`` to ``[G * N, ...]``."""
     return table.reshape(-1, *table.shape[2:])
+
+
+def total(parts: Iterable[Array]) -> Array:
+    """Their sum. Python's own would begin with an addition to 0."""
+    return functools.reduce(jnp.add, parts)
 
 
 def items_of_all(item: Array, batch: Any) -> Array:

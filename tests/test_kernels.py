@@ -292,7 +292,7 @@ def test_slopes_of_kernels(x64, method):
         np.testing.assert_allclose(second, (ahead - 2 * at + behind) / h**2, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("method", ["bilinear", "cubic", "lanczos3"])  # lanczos5 is the last, but wider
+@methods
 @alignments
 def test_derivatives_where_kernels_end(align_corners, method):
     """On pixels, at a scale of exactly 1, of one pixel, outside and nowhere: finite, and 0 where nothing moves."""

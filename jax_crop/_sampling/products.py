@@ -33,48 +33,24 @@ _einsum = functools.partial(jnp.einsum, precision=lax.Precision.HIGHEST)
 def values(scheme: Scheme, images: Sequence[Array], samples: Samples) -> Array:
     """As `gather.values` to the precision of float32, with 0 outside."""
     plans = [_plan(scheme, level, image.shape, [Term(samples)]) for level, image in enumerate(images)]
-    result = _crops(plans, [finite(image) for image in images])
-    if any(map(_has_fractions, images)):
-        all_finite = functools.reduce(jnp.logical_and, [jnp.isfinite(image).all() for image in images])
-        result = lax.cond(all_finite, lambda result, _: result, functools.partial(_with_marks, plans), result, images)
-    return result.astype(scheme.dtype)
-
-
-def _has_fractions(image: Array) -> bool:
-    return jnp.issubdtype(image.dtype, jnp.floating)
-
-
-def _with_marks(plans: Sequence["_Plan"], result: Array, images: Sequence[Array]) -> Array:
-    """The crops, with NaN and infinities where pixels that are such have weight."""
-
-    def marks(image: Array) -> Array:
-        nan = jnp.isnan(image)
-        both = jnp.concatenate([nan | jnp.isposinf(image), nan | jnp.isneginf(image)], axis=-1)
-        return both.astype(jnp.bfloat16)  # ones and zeros are exact in any precision
-
-    reached = _crops(plans, list(map(marks, images)), lax.Precision.DEFAULT) > 0  # for weights are not negative
-    positive, negative = jnp.split(reached, 2, axis=-1)
-    result = jnp.where(positive, jnp.inf, jnp.where(negative, -jnp.inf, result))
-    return jnp.where(positive & negative, jnp.nan, result)
+    return _crops(plans, images, _guarded).astype(scheme.dtype)
 
 
 def crops(scheme: Scheme, images: Sequence[Array], terms: Sequence[Term], *, partitioned: bool = True) -> Array:
     """As `gather.crops`."""
-    return _crops([_plan(scheme, level, image.shape, terms, partitioned) for level, image in enumerate(images)], images)
+    plans = [_plan(scheme, level, image.shape, terms, partitioned) for level, image in enumerate(images)]
+    return _crops(plans, images, _plain)
 
 
-def _crops(
-    plans: Sequence["_Plan"], images: Sequence[Array], precision: lax.Precision = lax.Precision.HIGHEST
-) -> Array:
+def _crops(plans: Sequence["_Plan"], images: Sequence[Array], of_product: Callable[..., Any]) -> Array:
     def of_level(plan: _Plan, image: Array) -> Array:
         image = plan.layout.images(image)
 
-        def of_chunk(item: Array, tables: Any) -> Array:
+        def of_chunk(product: Callable[..., Array], item: Array, tables: Any) -> Array:
             own = _own(image, item).astype(plan.scheme.compute)
-            return total(_product(own, rows, columns, precision) for rows, columns in plan.dense(tables))
+            return total(product(own, rows, columns) for rows, columns in plan.dense(tables))
 
-        results = lax.map(lambda chunk: of_chunk(*chunk), (plan.chunks.items, plan.chunks.split(plan.tables)))
-        return plan.layout.in_groups(plan.chunks.join(results))
+        return plan.layout.in_groups(plan.chunks.map(of_product(of_chunk, image), plan.tables))
 
     return total(map(of_level, plans, images))
 
@@ -82,18 +58,56 @@ def _crops(
 def values_of_kernel(kernel: Kernel, dtype: Any, of_groups: tuple[Array, Array], samples: Samples) -> Array:
     """Crops ``[G, N, h, w, C]`` in a dtype by an interpolation kernel, of images and fills ``[G, C]``."""
     image, fill = of_groups
-    compute = float_of(dtype)
-    result = crops_of_kernel(kernel, finite(image), samples, compute)
-    if _has_fractions(image):
-        result = lax.cond(
-            jnp.isfinite(image).all(),
-            lambda result, _: result,
-            lambda result, image: result + crops_of_kernel(kernel, image, samples, compute, _product_of_not_finite),
-            result,
-            image,
-        )
+    result = crops_of_kernel(kernel, image, samples, float_of(dtype), _guarded)
     counts = inside(samples.rows.inside, samples.columns.inside)
     return jnp.where(counts, result, fill[:, None, None, None]).astype(dtype)
+
+
+def crops_of_kernel(
+    kernel: Kernel, image: Array, samples: Samples, dtype: Any, of_product: Callable[..., Any] | None = None
+) -> Array:
+    """Crops ``[G, N, h, w, C]``, computed in a dtype; with 0 outside."""
+    size = [axis.index.shape[-1] for axis in samples[:2]]
+    layout = _Layout.of(image.shape, samples, size, 1, partitioned=True)
+    image, (term,) = layout.images(image), layout.terms([Term(samples)])
+
+    def of_chunk(product: Callable[..., Array], item: Array, axes: tuple[Axis, Axis]) -> Array:
+        own = _own(image, item).astype(dtype)
+        rows, columns = (_kernels.weights(kernel, *of_axis) for of_axis in zip(axes, own.shape[1:3], strict=True))
+        return product(own, rows, columns)
+
+    axes = term.samples.rows, term.samples.columns
+    return layout.in_groups(_chunks(layout, term.samples).map((of_product or _plain)(of_chunk, image), axes))
+
+
+def _plain(of_chunk: Callable[..., Array], _image: Array) -> Callable[..., Array]:
+    """Chunks by matrices alone: linear in the image."""
+    return jax.checkpoint(functools.partial(of_chunk, _product))  # or a derivative would keep all matrices
+
+
+def _guarded(of_chunk: Callable[..., Array], image: Array) -> Callable[..., Array]:
+    """Chunks by products that mind pixels that are not finite, where an image has such."""
+    if not _has_fractions(image):
+        return functools.partial(of_chunk, _product)
+    is_finite = jnp.isfinite(image).all(axis=(0, 2, 3, 4))
+    by_products = [functools.partial(of_chunk, product) for product in (_product, _product_of_any)]
+    return lambda item, tables: lax.cond(is_finite[item], *by_products, item, tables)
+
+
+def _product(images: Array, rows: Array, columns: Array) -> Array:
+    """Crops ``[G, N, h, w, C]`` of an image of each group."""
+    return _einsum("gniwc,gnjw->gnijc", _einsum("gnir,grwc->gniwc", rows, images), columns)
+
+
+def _product_of_any(images: Array, rows: Array, columns: Array) -> Array:
+    """The same, in which a pixel that is not finite is NaN or an infinity where it has weight, and there alone."""
+    sizes = jnp.abs(rows), jnp.abs(columns)
+    infinite = jnp.isposinf(images).astype(rows.dtype) - jnp.isneginf(images).astype(rows.dtype)
+    sign, reached = _product(infinite, rows, columns), _product(jnp.abs(infinite), *sizes)
+    nan = _product(jnp.isnan(images).astype(rows.dtype), *sizes) > 0
+    nan |= jnp.abs(sign) < reached  # infinities of both signs
+    not_finite = jnp.where(nan, jnp.nan, jnp.where(reached > 0, jnp.sign(sign) * jnp.inf, 0))
+    return _product(finite(images), rows, columns) + not_finite
 
 
 def finite(image: Array) -> Array:
@@ -101,41 +115,8 @@ def finite(image: Array) -> Array:
     return jnp.where(jnp.isfinite(image), image, 0) if _has_fractions(image) else image
 
 
-def crops_of_kernel(
-    kernel: Kernel, image: Array, samples: Samples, dtype: Any, product: Callable[..., Array] | None = None
-) -> Array:
-    """Crops ``[G, N, h, w, C]``, computed in a dtype; with 0 outside."""
-    size = [axis.index.shape[-1] for axis in samples[:2]]
-    layout = _Layout.of(image.shape, samples, size, 1, partitioned=True)
-    image, (term,) = layout.images(image), layout.terms([Term(samples)])
-    chunks = _chunks(layout, term.samples)
-
-    @jax.checkpoint  # or its matrices would stay for the derivative
-    def of_chunk(own: Array, axes: tuple[Axis, Axis]) -> Array:
-        rows, columns = (_kernels.weights(kernel, *of_axis) for of_axis in zip(axes, own.shape[1:3], strict=True))
-        return (product or _product)(own.astype(dtype), rows, columns)
-
-    results = lax.map(
-        lambda chunk: of_chunk(_own(image, chunk[0]), chunk[1]),
-        (chunks.items, chunks.split((term.samples.rows, term.samples.columns))),
-    )
-    return layout.in_groups(chunks.join(results))
-
-
-def _product(images: Array, rows: Array, columns: Array, precision: lax.Precision = lax.Precision.HIGHEST) -> Array:
-    """Crops ``[G, N, h, w, C]`` of an image of each group."""
-    between = _einsum("gnir,grwc->gniwc", rows, images, precision=precision)
-    return _einsum("gniwc,gnjw->gnijc", between, columns, precision=precision)
-
-
-def _product_of_not_finite(images: Array, rows: Array, columns: Array) -> Array:
-    """What pixels that are not finite make of crops: NaN or an infinity, of the sign of its weight; or 0."""
-    sizes = jnp.abs(rows), jnp.abs(columns)
-    infinite = jnp.isposinf(images).astype(rows.dtype) - jnp.isneginf(images).astype(rows.dtype)
-    sign, reached = _product(infinite, rows, columns), _product(jnp.abs(infinite), *sizes)
-    nan = _product(jnp.isnan(images).astype(rows.dtype), *sizes) > 0
-    nan |= jnp.abs(sign) < reached  # infinities of both signs
-    return jnp.where(nan, jnp.nan, jnp.where(reached > 0, jnp.sign(sign) * jnp.inf, 0))
+def _has_fractions(image: Array) -> bool:
+    return jnp.issubdtype(image.dtype, jnp.floating)
 
 
 def images(
@@ -187,7 +168,8 @@ def _weights_of_level(
     plan = _plan(scheme, level, image.shape, [term, Term(slopes, (1, 1))], partitioned)
     image, crops = plan.layout.images(image), plan.layout.boxes(crops)
 
-    def of_chunk(item: Array, crops: Array, tables: Any) -> tuple[Array, Array]:
+    def of_chunk(item: Array, given: tuple[Array, Any]) -> tuple[Array, Array]:
+        crops, tables = given
         own, crops = _own(image, item).astype(plan.scheme.compute), crops.astype(plan.scheme.compute)
         # The share is in the weights of rows, which those of rows themselves are not multiplied with.
         ((rows, columns),) = plan.dense(tables[:1])
@@ -202,9 +184,7 @@ def _weights_of_level(
             jnp.sum(jnp.repeat(by_column, across, axis=2) * column_slopes, axis=-1),
         )
 
-    chunks = plan.chunks
-    results = lax.map(lambda chunk: of_chunk(*chunk), (chunks.items, chunks.split(crops), chunks.split(plan.tables)))
-    of_rows, of_columns = (plan.layout.in_groups(chunks.join(of_axis)) for of_axis in results)
+    of_rows, of_columns = map(plan.layout.in_groups, plan.chunks.map(of_chunk, (crops, plan.tables)))
     return of_rows if samples.share is None else of_rows * samples.share[..., None], of_columns
 
 
@@ -334,6 +314,11 @@ class _Chunks(NamedTuple):
     boxes: Array | None = None
     places: Array | None = None
 
+    def map(self, of_chunk: Callable[[Array, Any], Any], tables: Any) -> Any:
+        """``[G, N, ...]`` each, what a chunk's results are of its image and its part of the tables ``[G, N, ...]``."""
+        results = lax.map(lambda chunk: of_chunk(*chunk), (self.items, self.split(tables)))
+        return jax.tree.map(self._joined, results)
+
     def split(self, tables: Any) -> Any:
         """``[G, N, ...]`` each to ``[chunks, G, K, ...]``; with zeros in places without a box."""
 
@@ -355,7 +340,7 @@ class _Chunks(NamedTuple):
 
         return jax.tree.map(of, tables)
 
-    def join(self, results: Array) -> Array:
+    def _joined(self, results: Array) -> Array:
         """``[chunks, G, K, ...]`` to ``[G, N, ...]``."""
         _, groups, _, *rest = results.shape
         results = results.reshape(self.images, self._chunks_of_image(), groups, self.size, *rest)
@@ -380,7 +365,7 @@ def _chunks(layout: _Layout, samples: Samples) -> _Chunks:
         return _Chunks(items, -(-of_image // chunks), count, batch, layout.together)
 
     # Half of an image's share of the boxes, so that few places stay empty.
-    size = min(size, max(8, -(-count // (2 * batch))) if _is_known(count, batch) else 8)
+    size = min(size, -(-count // (2 * batch)) if _is_known(count, batch) else 8)
     chunks = (count + batch * (size - 1)) // size
     item = samples.item[0]
     is_of = (item[:, None] == jnp.arange(batch, dtype=jnp.int32)[None]).astype(jnp.int32)
@@ -389,12 +374,12 @@ def _chunks(layout: _Layout, samples: Samples) -> _Chunks:
     end = jnp.cumsum(chunks_of_images)
     # Of integers that are not negative: jnp's, which round down, are longer programs.
     chunk, place = lax.div(before, jnp.int32(size)), lax.rem(before, jnp.int32(size))
-    places = place * chunks + (end - chunks_of_images)[item] + chunk
+    places = ((end - chunks_of_images)[item] + chunk) * size + place
     every = jnp.arange(chunks * size, dtype=jnp.int32)[:, None]
     boxes = jnp.min(jnp.where(places[None] == every, jnp.arange(count, dtype=jnp.int32)[None], count), axis=1)
     items = jnp.sum(jnp.arange(chunks, dtype=jnp.int32)[:, None] >= end[None], axis=1)
     items = jnp.minimum(items, batch - 1).astype(jnp.int32)
-    return _Chunks(items, size, count, 1, True, boxes, places)
+    return _Chunks(items, size, count, 1, False, boxes, places)
 
 
 def _is_known(*sizes: Any) -> bool:

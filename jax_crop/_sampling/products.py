@@ -68,7 +68,7 @@ def crops_of_kernel(
 ) -> Array:
     """Crops ``[G, N, h, w, C]``, computed in a dtype; with 0 outside."""
     size = [axis.index.shape[-1] for axis in samples[:2]]
-    layout = _Layout.of(image.shape, samples, size, 1, partitioned=True)
+    layout = _Layout.of(image.shape, samples, size, partitioned=True)
     image, (term,) = layout.images(image), layout.terms([Term(samples)])
 
     def of_chunk(product: Callable[..., Array], item: Array, axes: tuple[Axis, Axis]) -> Array:
@@ -208,7 +208,7 @@ class _Layout(NamedTuple):
 
     @classmethod
     def of(
-        cls, shape: tuple[Any, ...], samples: Samples, crop_size: Sequence[int], terms: int, partitioned: bool
+        cls, shape: tuple[Any, ...], samples: Samples, crop_size: Sequence[int], partitioned: bool
     ) -> "_Layout":
         groups, batch, height, width, channels = shape
         count, (h, w) = samples.rows.index.shape[1], crop_size
@@ -216,7 +216,7 @@ class _Layout(NamedTuple):
         if not _is_known(channels):
             return cls(shape, in_order, partitioned and in_order, 1)
         # Of each box, what lies between the products, and the matrices.
-        most = max(1, _BYTES_BETWEEN // (4 * terms * (h * width * channels + h * height + w * width)))
+        most = max(1, _BYTES_BETWEEN // (4 * (h * width * channels + h * height + w * width)))
         fit = _is_known(groups, count) and groups * count <= most
         together = in_order and (partitioned or fit)
         return cls(shape, in_order, together, max(1, most // groups) if together and _is_known(groups) else most)
@@ -276,7 +276,7 @@ def _plan(scheme: Scheme, level: int, shape: tuple[Any, ...], terms: Sequence[Te
     """Of images ``[G, B, H, W, C]``."""
     samples = terms[0].samples
     crop_size = [axis.index.shape[-1] // count for axis, count in zip(samples[:2], scheme.samples, strict=True)]
-    layout = _Layout.of(shape, samples, crop_size, len(terms), partitioned)
+    layout = _Layout.of(shape, samples, crop_size, partitioned)
     terms = layout.terms(terms)
     tables = [Term(term.samples.of_level(level), term.orders).taps(scheme.windows[level]) for term in terms]
     return _Plan(scheme, layout, _chunks(layout, terms[0].samples), tables)

@@ -207,9 +207,7 @@ class _Layout(NamedTuple):
     most: int
 
     @classmethod
-    def of(
-        cls, shape: tuple[Any, ...], samples: Samples, crop_size: Sequence[int], partitioned: bool
-    ) -> "_Layout":
+    def of(cls, shape: tuple[Any, ...], samples: Samples, crop_size: Sequence[int], partitioned: bool) -> "_Layout":
         groups, batch, height, width, channels = shape
         count, (h, w) = samples.rows.index.shape[1], crop_size
         in_order = _is_known(batch) and batch == 1

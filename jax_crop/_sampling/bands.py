@@ -41,6 +41,8 @@ class _Bands(NamedTuple):
         row_places: ``[N, h, 2]``, how far the first pixel is ahead, in units of the kernel, and one pixel in these.
         column_taps: ``[N, w, 2]``.
         column_places: ``[N, w, 2]``.
+        row_moves: ``[N, h, 2]``, how these places move; None if nothing is derived along a direction.
+        column_moves: ``[N, w, 2]``, or None.
     """
 
     reach: Array
@@ -48,6 +50,25 @@ class _Bands(NamedTuple):
     row_places: Array
     column_taps: Array
     column_places: Array
+    row_moves: Any = None
+    column_moves: Any = None
+
+
+class _Sample(NamedTuple):
+    """Taps, place and move of one sample, see `_Bands`."""
+
+    taps: Array
+    place: Array
+    move: Any
+
+    @property
+    def length(self) -> Array:
+        """How many taps."""
+        return self.taps[1] - self.taps[0]
+
+    @property
+    def inside(self) -> Array:
+        return self.taps[0] < self.taps[1]
 
 
 class _Memory(NamedTuple):
@@ -82,14 +103,43 @@ def _crops(kernel: Kernel, image: Array, samples: Samples, fills: Array, dtype: 
 
     def of_all(crops: Array, memory: _Memory, image: Array, bands: _Bands, fills: Array) -> Array:
         def of_part(part: _Part, crops: Array, memory: _Memory) -> tuple[Array, _Memory]:
-            memory = _rows_summed(part, _Stored(image, of_pixels), memory)
-            return _columns_summed(part, fills, dtype, memory.between, crops), memory
+            fill = jnp.broadcast_to(at(fills, part.n)[None], part.inside.shape)
+
+            def write(place: tuple[Any, ...], inside: Array, value: Array, crops: Array) -> Array:
+                value = lax.select(inside, value, fill).astype(dtype)
+                return put(crops, stored(value)[None, :, None], place)
+
+            memory = _rows_summed(part, _weighed, _Stored(image, of_pixels), memory)
+            return _columns_summed(part, _weighed, write, memory, crops)
 
         return _of_parts(of_part, kernel, bands, crops, memory)
 
     result = stored(zeros((fills.shape[0], *size, fills.shape[1]), dtype, image, fills, samples))
     result = restored(small(of_all, result, memory, rows, bands, fills), dtype)
     return result.reshape(*samples.item.shape, *result.shape[1:])
+
+
+def crops_of_moves(kernel: Kernel, dtype: Any, image: Array, samples: Samples, dots: Any) -> Array:
+    """How crops move with the fractions and the scales, of rows and of columns."""
+    size = samples.rows.index.shape[-1], samples.columns.index.shape[-1]
+    rows, bands, memory = _prepared(kernel, image, samples, size, dtype, dots)
+    of_pixels = image.dtype
+
+    def of_all(crops: Array, memory: _Memory, image: Array, bands: _Bands) -> Array:
+        def of_part(part: _Part, crops: Array, memory: _Memory) -> tuple[Array, _Memory]:
+            def add(place: tuple[Any, ...], inside: Array, value: Array, crops: Array) -> Array:
+                value = only(inside, value)[None, :, None]
+                return put(crops, take(crops, place, value.shape) + value, place)
+
+            for of_rows, of_columns in ((_moved, _weighed), (_weighed, _moved)):
+                memory = _rows_summed(part, of_rows, _Stored(image, of_pixels), memory, finite=True)
+                crops, memory = _columns_summed(part, of_columns, add, memory, crops)
+            return crops, memory
+
+        return _of_parts(of_part, kernel, bands, crops, memory)
+
+    result = zeros((samples.item.size, *size, image.shape[-1]), dtype, image, samples, dots)
+    return small(of_all, result, memory, rows, bands).reshape(*samples.item.shape, *result.shape[1:])
 
 
 def images(kernel: Kernel, shape: tuple[Any, ...], crops: Array, samples: Samples) -> Array:
@@ -100,7 +150,7 @@ def images(kernel: Kernel, shape: tuple[Any, ...], crops: Array, samples: Sample
 
     def of_all(image: Array, memory: _Memory, crops: Array, bands: _Bands) -> Array:
         def of_part(part: _Part, image: Array, memory: _Memory) -> tuple[Array, _Memory]:
-            memory = _spread_over_columns(part, _Stored(crops, of_crops), memory)
+            memory = _spread_over_columns(part, _weighed, _Stored(crops, of_crops), memory)
             return _spread_over_rows(part, memory, image)
 
         return _of_parts(of_part, kernel, bands, image, memory)
@@ -108,52 +158,76 @@ def images(kernel: Kernel, shape: tuple[Any, ...], crops: Array, samples: Sample
     return small(of_all, rows, memory, stored(flat(crops)), bands).reshape(shape)
 
 
-def moves(kernel: Kernel, crops: Array, image: Array, samples: Samples) -> tuple[tuple[Array, Array], ...]:
-    """The cotangents of the fractions and the scales, of rows and of columns."""
+def moves(kernel: Kernel, crops: Array, image: Array, samples: Samples, dots: Any = None) -> list[tuple[Array, Array]]:
+    """The cotangents of the fractions and the scales, of rows and of columns; or how they move as dots say."""
     dtype, of_crops, of_pixels = samples.rows.fraction.dtype, crops.dtype, image.dtype
-    rows, bands, memory = _prepared(kernel, image, samples, crops.shape[2:4], dtype)
+    rows, bands, memory = _prepared(kernel, image, samples, crops.shape[2:4], dtype, dots)
     of_row = zeros((image.shape[3] * image.shape[4] + 1,), dtype, crops, image, samples)
+    steps: list[tuple[Weigh, Slopes]] = [(_weighed, _slopes)]
+    if dots is not None:
+        steps = [
+            (_weighed, _slopes_and_how_they_move),
+            (_moved, lambda *at: jnp.concatenate([zeros((2,), dtype, of_row), _slopes(*at)])),
+        ]
 
     def of_all(sums: Any, of_row: Array, memory: _Memory, crops: Array, image: Array, bands: _Bands) -> Any:
         pixels, bars = _Stored(image, of_pixels), _Stored(crops, of_crops)
 
         def of_part(part: _Part, state: Any, memory: _Memory) -> Any:
             row_sums, column_sums, of_row = state
-            memory = _spread_over_columns(part, bars, memory)
-            row_sums, of_row = _row_moves(part, pixels, memory.between, row_sums, of_row)
-            memory = _rows_summed(part, pixels, memory, finite=True)
-            column_sums = _column_moves(part, bars, memory.between, column_sums)
+            for weigh, slopes in steps:
+                memory = _spread_over_columns(part, weigh, bars, memory)
+                row_sums, of_row = _row_moves(part, slopes, pixels, memory.between, row_sums, of_row)
+                memory = _rows_summed(part, weigh, pixels, memory, finite=True)
+                column_sums = _column_moves(part, slopes, bars, memory.between, column_sums)
             return (row_sums, column_sums, of_row), memory
 
         return _of_parts(of_part, kernel, bands, (*sums, of_row), memory)[:2]
 
     sums = tuple(
-        zeros(places.shape, dtype, crops, image, samples) for places in (bands.row_places, bands.column_places)
+        zeros((*places.shape[:-1], 2 * len(steps)), dtype, crops, image, samples, dots)
+        for places in (bands.row_places, bands.column_places)
     )
     results = small(of_all, sums, of_row, memory, stored(flat(crops)), rows, bands)
 
-    def of_axis(axis: Axis, size: int, taps: Array, places_bar: Array) -> tuple[Array, Array]:
-        def places(fraction: Array, scale: Array) -> Array:
-            return flat(_places(axis._replace(fraction=fraction, scale=scale), size, taps))
+    def of_axis(axis: Axis, size: int, taps: Array, sums: Array, dots: Any) -> Any:
+        def cotangents(moving: tuple[Array, Array], places_bar: Array) -> tuple[Array, Array]:
+            def places(fraction: Array, scale: Array) -> Array:
+                return flat(_places(axis._replace(fraction=fraction, scale=scale), size, taps))
 
-        bars: tuple[Array, Array] = jax.vjp(places, axis.fraction, axis.scale)[1](places_bar)
-        return bars
+            return jax.vjp(places, *moving)[1](places_bar)
 
-    taps = (taps.reshape(*samples.item.shape, -1, 2) for taps in (bands.row_taps, bands.column_taps))
-    return tuple(map(of_axis, samples[:2], image.shape[2:4], taps, results))
+        moving = axis.fraction, axis.scale
+        if dots is None:
+            return cotangents(moving, sums)
+        places_bar, places_bar_dot = jnp.split(sums, 2, axis=-1)
+        return jax.jvp(cotangents, (moving, places_bar), (dots, places_bar_dot))[1]
+
+    taps = [taps.reshape(*samples.item.shape, -1, 2) for taps in (bands.row_taps, bands.column_taps)]
+    return list(map(of_axis, samples[:2], image.shape[2:4], taps, results, dots or (None, None)))
 
 
 def _prepared(
-    kernel: Kernel, image: Array, samples: Samples, size: tuple[int, ...], dtype: Any
+    kernel: Kernel,
+    image: Array,
+    samples: Samples,
+    size: tuple[int, ...],
+    dtype: Any,
+    dots: Any = None,
 ) -> tuple[Array, _Bands, _Memory]:
     """All images' rows below each other, ``[R, W * C]``."""
     _, batch, height, width, channels = image.shape
-    (row_taps, row_places), (column_taps, column_places) = (
-        (taps := _taps(kernel, axis, pixels), _places(axis, pixels, taps))
-        for axis, pixels in zip(samples[:2], (height, width), strict=True)
-    )
+
+    def of_axis(axis: Axis, pixels: int, dots: Any) -> tuple[Array, Array, Any]:
+        def places(fraction: Array, scale: Array) -> Array:
+            return _places(axis._replace(fraction=fraction, scale=scale), pixels, taps)
+
+        taps, moving = _taps(kernel, axis, pixels), (axis.fraction, axis.scale)
+        return taps, *((places(*moving), None) if dots is None else jax.jvp(places, moving, dots))
+
+    of_rows, of_columns = map(of_axis, samples[:2], (height, width), dots or (None, None))
     first_row = items_of_all(samples.item, batch) * height
-    bands = _Bands(_reach(first_row, column_taps), row_taps, row_places, column_taps, column_places)
+    bands = _Bands(_reach(first_row, of_columns[0]), *of_rows[:2], *of_columns[:2], of_rows[2], of_columns[2])
     # Parts of equal length, for what is added must not be added twice.
     down = max(d for d in range(1, size[0] + 1) if size[0] % d == 0 and (d == 1 or d * channels <= _DOWN))
     memory = _Memory(
@@ -234,26 +308,16 @@ class _Part(NamedTuple):
         """How many columns of pixels are summed at once."""
         return min(self.width, max(1, _ACROSS // self.channels))
 
-    def row(self, k: Array) -> tuple[Array, Array]:
-        """The taps and the place of row k of these."""
-        return at((self.bands.row_taps, self.bands.row_places), self.n, self.i + k)
+    def row(self, k: Array) -> _Sample:
+        """Row k of these."""
+        bands = self.bands
+        return _Sample(*at((bands.row_taps, bands.row_places, bands.row_moves), self.n, self.i + k))
 
-    def column(self, j: Array) -> tuple[Array, Array]:
-        """The taps and the place of column j."""
-        return at((self.bands.column_taps, self.bands.column_places), self.n, j)
+    def column(self, j: Array) -> _Sample:
+        bands = self.bands
+        return _Sample(*at((bands.column_taps, bands.column_places, bands.column_moves), self.n, j))
 
-    def weighed(self, taps: Array, place: Array, weights: Array) -> tuple[Array, Array]:
-        """The inverse of the sum of a sample's weights, and these in memory."""
-
-        def set_weight(tap: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
-            total, weights = state
-            new = self.kernel(place[0] + tap.astype(place.dtype) * place[1])
-            return total + new, put(weights, new[None], (tap,))
-
-        total, weights = loop(taps[1] - taps[0], set_weight, (jnp.zeros_like(weights[0]), weights))
-        return 1 / total, weights
-
-    def over_blocks(self, of_block: Callable[[Array, Array, Any], Any], taps: Array, carry: Any) -> Any:
+    def over_blocks(self, of_block: Callable[[Array, Array, Any], Any], sample: _Sample, carry: Any) -> Any:
         """A loop over blocks of the columns in reach: ``of_block(start, new, carry)``, new from some column on."""
         _, first, after = self.reach
         blocks = lax.div(after - first + (self.across - 1), jnp.int32(self.across))
@@ -262,7 +326,7 @@ class _Part(NamedTuple):
             new = first + block * self.across
             return of_block(jnp.minimum(new, self.width - self.across), new, carry)
 
-        return loop(jnp.where(taps[0] < taps[1], blocks, 0), of_one, carry)
+        return loop(jnp.where(sample.inside, blocks, 0), of_one, carry)
 
     def run(self, pixels: _Stored, row: Array, start: Array, count: int, dtype: Any, finite: bool) -> Array:
         """So many floats of a row of the box's image."""
@@ -295,52 +359,94 @@ def _of_parts(
     return loop(boxes, of_box, (carry, memory))[0]
 
 
-def _rows_summed(part: _Part, pixels: _Stored, memory: _Memory, finite: bool = False) -> _Memory:
+Weigh = Callable[[Kernel, _Sample, Array], tuple[Array, Array]]
+Slopes = Callable[[Kernel, _Sample, Callable[[Array], Array]], Array]
+
+
+def _weighed(kernel: Kernel, sample: _Sample, weights: Array) -> tuple[Array, Array]:
+    """The inverse of the sum of a sample's weights, and these in memory."""
+
+    def set_weight(tap: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
+        total, weights = state
+        new = kernel(_ahead(sample.place, tap))
+        return total + new, put(weights, new[None], (tap,))
+
+    total, weights = loop(sample.length, set_weight, (jnp.zeros_like(weights[0]), weights))
+    return 1 / total, weights
+
+
+def _moved(kernel: Kernel, sample: _Sample, weights: Array) -> tuple[Array, Array]:
+    """As `_weighed`, how the weights move: without what all of them gain, for they are divided by their sum."""
+
+    def weight_and_move(tap: Array) -> tuple[Array, Array]:
+        return jax.jvp(kernel.__call__, (_ahead(sample.place, tap),), (_ahead(sample.move, tap),))
+
+    def add(tap: Array, sums: tuple[Array, Array]) -> tuple[Array, Array]:
+        weight, move = weight_and_move(tap)
+        return sums[0] + weight, sums[1] + move
+
+    none = jnp.zeros_like(weights[0])
+    total, gain = loop(sample.length, add, (none, none))
+
+    def set_move(tap: Array, weights: Array) -> Array:
+        weight, move = weight_and_move(tap)
+        return put(weights, (move - gain / total * weight)[None], (tap,))
+
+    return 1 / total, loop(sample.length, set_move, weights)
+
+
+def _ahead(place: Array, tap: Array) -> Array:
+    return place[0] + tap.astype(place.dtype) * place[1]
+
+
+def _rows_summed(part: _Part, weigh: Weigh, pixels: _Stored, memory: _Memory, finite: bool = False) -> _Memory:
     """The sums of rows, in memory between; of finite pixels only, if that is asked for."""
     count = part.across * part.channels
 
     def of_row(k: Array, memory: _Memory) -> _Memory:
         between, weights = memory
-        taps, place = part.row(k)
-        inverse, weights = part.weighed(taps, place, weights)
+        sample = part.row(k)
+        inverse, weights = weigh(part.kernel, sample, weights)
 
         def of_block(start: Array, _: Array, between: Array) -> Array:
             def add(tap: Array, sums: Array) -> Array:
-                run = part.run(pixels, taps[0] + tap, start * part.channels, count, sums.dtype, finite)
+                run = part.run(pixels, sample.taps[0] + tap, start * part.channels, count, sums.dtype, finite)
                 weight = at(weights, tap)
                 return sums + only(jnp.broadcast_to(weight != 0, sums.shape), run * weight)
 
-            sums = loop(taps[1] - taps[0], add, zeros((count,), between.dtype, between, pixels.array))
+            sums = loop(sample.length, add, zeros((count,), between.dtype, between, pixels.array))
             return put(between, (sums * inverse).reshape(part.across, 1, part.channels), (start, k, 0))
 
-        return _Memory(part.over_blocks(of_block, taps, between), weights)
+        return _Memory(part.over_blocks(of_block, sample, between), weights)
 
     return loop(part.rows, of_row, memory)
 
 
-def _columns_summed(part: _Part, fills: Array, dtype: Any, between: Array, crops: Array) -> Array:
-    """Crops with the samples of these rows written."""
+def _columns_summed(
+    part: _Part, weigh: Weigh, write: Callable[..., Array], memory: _Memory, crops: Array
+) -> tuple[Array, _Memory]:
+    """Crops after ``write(place, inside, value, crops)`` of each column of these rows."""
+    between, weights = memory
 
-    def of_column(j: Array, crops: Array) -> Array:
-        taps, place = part.column(j)
+    def of_column(j: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
+        crops, weights = state
+        sample = part.column(j)
+        inverse, weights = weigh(part.kernel, sample, weights)
 
-        def add(tap: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
-            total, sums = state
-            new = part.kernel(place[0] + tap.astype(place.dtype) * place[1])
-            run = at(between, taps[0] + tap).reshape(-1)
-            return total + new, sums + only(jnp.broadcast_to(new != 0, sums.shape), run * new)
+        def add(tap: Array, sums: Array) -> Array:
+            weight = at(weights, tap)
+            run = at(between, sample.taps[0] + tap).reshape(-1)
+            return sums + only(jnp.broadcast_to(weight != 0, sums.shape), run * weight)
 
-        start = jnp.zeros_like(between[0, 0, 0]), jnp.zeros_like(between[0]).reshape(-1)
-        total, sums = loop(taps[1] - taps[0], add, start)
-        fill = jnp.broadcast_to(at(fills, part.n)[None], part.inside.shape)
-        value = (sums * (1 / total)).reshape(fill.shape)
-        value = lax.select(part.inside & (taps[0] < taps[1]), value, fill)
-        return put(crops, stored(value.astype(dtype))[None, :, None], (part.n, part.i, j, 0))
+        sums = loop(sample.length, add, jnp.zeros_like(between[0]).reshape(-1))
+        value = (sums * inverse).reshape(part.inside.shape)
+        return write((part.n, part.i, j, 0), part.inside & sample.inside, value, crops), weights
 
-    return loop(crops.shape[2], of_column, crops)
+    crops, weights = loop(crops.shape[2], of_column, (crops, weights))
+    return crops, _Memory(between, weights)
 
 
-def _spread_over_columns(part: _Part, bars: _Stored, memory: _Memory) -> _Memory:
+def _spread_over_columns(part: _Part, weigh: Weigh, bars: _Stored, memory: _Memory) -> _Memory:
     """What columns of crops add to what is between: the transpose of `_columns_summed`."""
     between, weights = memory
     _, first, after = part.reach
@@ -349,15 +455,15 @@ def _spread_over_columns(part: _Part, bars: _Stored, memory: _Memory) -> _Memory
 
     def of_column(j: Array, memory: _Memory) -> _Memory:
         between, weights = memory
-        taps, place = part.column(j)
-        inverse, weights = part.weighed(taps, place, weights)
+        sample = part.column(j)
+        inverse, weights = weigh(part.kernel, sample, weights)
         column = part.of_crops(bars, j, between.dtype) * inverse
 
         def add(tap: Array, between: Array) -> Array:
-            x = taps[0] + tap
+            x = sample.taps[0] + tap
             return put(between, (at(between, x) + column * at(weights, tap))[None], (x, 0, 0))
 
-        return _Memory(loop(taps[1] - taps[0], add, between), weights)
+        return _Memory(loop(sample.length, add, between), weights)
 
     return loop(bars.array.shape[2], of_column, _Memory(between, weights))
 
@@ -369,8 +475,8 @@ def _spread_over_rows(part: _Part, memory: _Memory, image: Array) -> tuple[Array
 
     def of_row(k: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
         image, weights = state
-        taps, place = part.row(k)
-        inverse, weights = part.weighed(taps, place, weights)
+        sample = part.row(k)
+        inverse, weights = _weighed(part.kernel, sample, weights)
 
         def of_block(start: Array, new: Array, image: Array) -> Array:
             x = lax.broadcasted_iota(jnp.int32, (part.across, part.channels), 0) + start
@@ -378,35 +484,37 @@ def _spread_over_rows(part: _Part, memory: _Memory, image: Array) -> tuple[Array
             run = only((x >= new) & (x < after), run * inverse).reshape(1, -1)
 
             def add(tap: Array, image: Array) -> Array:
-                place = first_row + taps[0] + tap, start * part.channels
+                place = first_row + sample.taps[0] + tap, start * part.channels
                 return put(image, take(image, place, run.shape) + run * at(weights, tap), place)
 
-            return loop(taps[1] - taps[0], add, image)
+            return loop(sample.length, add, image)
 
-        return part.over_blocks(of_block, taps, image), weights
+        return part.over_blocks(of_block, sample, image), weights
 
     image, weights = loop(part.rows, of_row, (image, memory.weights))
     return image, _Memory(between, weights)
 
 
-def _row_moves(part: _Part, pixels: _Stored, between: Array, sums: Array, of_row: Array) -> tuple[Array, Array]:
-    """The cotangents of the places of rows, written; of what is between, as `_spread_over_columns` leaves it."""
+def _row_moves(
+    part: _Part, slopes: Slopes, pixels: _Stored, between: Array, sums: Array, of_row: Array
+) -> tuple[Array, Array]:
+    """The cotangents of the places of rows, added; of what is between, as `_spread_over_columns` leaves it."""
     across, channels = part.across, part.channels
     lanes = min(_LANES, part.width * channels)
     _, first, after = part.reach * jnp.array([1, channels, channels], jnp.int32)
 
     def of_sample(k: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
         sums, of_row = state
-        taps, place = part.row(k)
+        sample = part.row(k)
 
         def copy(start: Array, _: Array, of_row: Array) -> Array:
             return put(of_row, take(between, (start, k, 0), (across, 1, channels)).reshape(-1), (start * channels,))
 
-        of_row = part.over_blocks(copy, taps, of_row)
+        of_row = part.over_blocks(copy, sample, of_row)
 
         def product(tap: Array) -> Array:
             def of_lanes(start: Array) -> Array:
-                run = part.run(pixels, taps[0] + tap, start, lanes, of_row.dtype, finite=True)
+                run = part.run(pixels, sample.taps[0] + tap, start, lanes, of_row.dtype, finite=True)
                 return run * take(of_row, (start,), (lanes,))
 
             whole = lax.div(after - first, jnp.int32(lanes))
@@ -417,44 +525,51 @@ def _row_moves(part: _Part, pixels: _Stored, between: Array, sums: Array, of_row
             x = lax.iota(jnp.int32, lanes) + start
             return summed((total + only((x >= rest) & (x < after), of_lanes(start)))[None])[0]
 
-        return put(
-            sums, _moves_of_sample(part.kernel, taps, place, product)[None, None], (part.n, part.i + k, 0)
-        ), of_row
+        new = at(sums, part.n, part.i + k) + slopes(part.kernel, sample, product)
+        return put(sums, new[None, None], (part.n, part.i + k, 0)), of_row
 
     return loop(part.rows, of_sample, (sums, of_row))
 
 
-def _column_moves(part: _Part, bars: _Stored, between: Array, sums: Array) -> Array:
+def _column_moves(part: _Part, slopes: Slopes, bars: _Stored, between: Array, sums: Array) -> Array:
     """The cotangents of the places of columns, added; of what is between, as `_rows_summed` leaves it."""
 
     def of_sample(j: Array, sums: Array) -> Array:
-        taps, place = part.column(j)
+        sample = part.column(j)
         column = part.of_crops(bars, j, between.dtype).reshape(1, -1)
 
         def product(tap: Array) -> Array:
-            return summed(column * at(between, taps[0] + tap).reshape(1, -1))[0]
+            return summed(column * at(between, sample.taps[0] + tap).reshape(1, -1))[0]
 
-        new = at(sums, part.n, j) + _moves_of_sample(part.kernel, taps, place, product)
+        new = at(sums, part.n, j) + slopes(part.kernel, sample, product)
         return put(sums, new[None, None], (part.n, j, 0))
 
     return loop(bars.array.shape[2], of_sample, sums)
 
 
-def _moves_of_sample(kernel: Kernel, taps: Array, place: Array, product: Callable[[Array], Array]) -> Array:
+def _slopes(kernel: Kernel, sample: _Sample, product: Callable[[Array], Array]) -> Array:
     """The cotangents of a sample's place, ``[2]``, of its pixels' products with that of the sum: ``product(tap)``.
 
     Weights are divided by their sum; so are their slopes, without what all of them gain.
     """
+    place = sample.place
 
     def add(tap: Array, sums: tuple[Array, ...]) -> tuple[Array, ...]:
-        step = tap.astype(place.dtype)
-        weight, slope = jax.jvp(kernel.__call__, (place[0] + step * place[1],), (jnp.ones_like(place[0]),))
-        of_tap = product(tap)
+        weight, slope = jax.jvp(kernel.__call__, (_ahead(place, tap),), (jnp.ones_like(place[0]),))
+        step, of_tap = tap.astype(place.dtype), product(tap)
         new = weight, slope, slope * step, weight * of_tap, slope * of_tap, slope * step * of_tap
         return tuple(total + x for total, x in zip(sums, new, strict=True))
 
     none = jnp.zeros_like(place[0])
-    weight, slope, slope_steps, value, gain, gain_steps = loop(taps[1] - taps[0], add, (none,) * 6)
+    weight, slope, slope_steps, value, gain, gain_steps = loop(sample.length, add, (none,) * 6)
     mean = value / weight
     moves = jnp.stack([(gain - mean * slope) / weight, (gain_steps - mean * slope_steps) / weight])
-    return only(jnp.broadcast_to(taps[0] < taps[1], (2,)), moves)
+    return only(jnp.broadcast_to(sample.inside, (2,)), moves)
+
+
+def _slopes_and_how_they_move(kernel: Kernel, sample: _Sample, product: Callable[[Array], Array]) -> Array:
+    """``[4]``."""
+    both = jax.jvp(
+        lambda place: _slopes(kernel, sample._replace(place=place), product), (sample.place,), (sample.move,)
+    )
+    return jnp.concatenate(both)

@@ -63,7 +63,8 @@ class Derivative(NamedTuple):
 
     Attributes:
         result: what it gives: ``"crops of image"`` of an image, or its transpose, ``"image"`` of crops;
-            ``"crops of moves"`` of moves, or its transpose, ``"moves"`` of crops.
+            ``"crops of moves"`` of moves, or its transpose, ``"moves"`` of crops; ``"moves of moves"``, how these move,
+            its own transpose.
         kernel: see `Kernel`.
         dtype: what is computed in.
         shape: ``(B, H, W)`` of the image.
@@ -124,7 +125,12 @@ def _by_products(which: Derivative, at: Operands) -> Sequence[Array]:
         return list(jax.vjp(of_image, none)[1](at.crops.astype(which.dtype)))
     if which.result == "crops of moves":
         return [jax.jvp(of_moving, (at.moving,), (at.moves,))[1]]
-    return jax.tree.leaves(jax.vjp(of_moving, at.moving)[1](at.crops.astype(which.dtype)))
+
+    def of_crops(moving: Moves) -> Any:
+        return jax.vjp(of_moving, moving)[1](at.crops.astype(which.dtype))
+
+    found = of_crops(at.moving) if which.result == "moves" else jax.jvp(of_crops, (at.moving,), (at.moves,))[1]
+    return jax.tree.leaves(found)
 
 
 def _by_bands(which: Derivative, at: Operands) -> Sequence[Array]:
@@ -133,10 +139,9 @@ def _by_bands(which: Derivative, at: Operands) -> Sequence[Array]:
         return [bands.crops(which.kernel, which.dtype, at.image, samples)]
     if which.result == "image":
         return [bands.images(which.kernel, _shape_of_image(which, at), at.crops, samples)]
-    return jax.tree.leaves(bands.moves(which.kernel, at.crops, at.image, samples))
-
-
-_BY_BANDS = ("crops of image", "image", "moves")  # gradients need no other
+    if which.result == "crops of moves":
+        return [bands.crops_of_moves(which.kernel, which.dtype, at.image, samples, at.moves)]
+    return jax.tree.leaves(bands.moves(which.kernel, at.crops, at.image, samples, at.moves))
 
 
 def _shape_of_image(which: Derivative, at: Operands) -> tuple[Any, ...]:
@@ -146,7 +151,7 @@ def _shape_of_image(which: Derivative, at: Operands) -> tuple[Any, ...]:
 def _types(which: Derivative, at: Operands) -> Sequence[tuple[tuple[Any, ...], Any]]:
     if which.result == "image":
         shapes = [_shape_of_image(which, at)]
-    elif which.result == "moves":
+    elif which.result in _OF_MOVING:
         shapes = [x.shape for x in jax.tree.leaves(at.moving)]
     else:
         size = at.rest.rows.index.shape[-1], at.rest.columns.index.shape[-1]
@@ -157,18 +162,26 @@ def _types(which: Derivative, at: Operands) -> Sequence[tuple[tuple[Any, ...], A
 def _programs(
     which: Derivative, at: Operands, partitioned: bool
 ) -> dict[str, Callable[[Derivative, Operands], Sequence[Any]]]:
-    has_bands = which.result in _BY_BANDS and bands.can_compile((at.crops if at.image is None else at.image).shape)
+    has_bands = bands.can_compile((at.crops if at.image is None else at.image).shape)
     return {"default": _by_products} | ({"cpu": _by_bands} if has_bands and not partitioned else {})
 
 
 # Which operand each is linear in, and its transpose.
-_LINEAR_IN = {"crops of image": "image", "image": "crops", "crops of moves": "moves", "moves": "crops"}
+_LINEAR_IN = {
+    "crops of image": "image",
+    "image": "crops",
+    "crops of moves": "moves",
+    "moves": "crops",
+    "moves of moves": "moves",
+}
 _TRANSPOSE = {
     "crops of image": "image",
     "image": "crops of image",
     "crops of moves": "moves",
     "moves": "crops of moves",
+    "moves of moves": "moves of moves",
 }
+_OF_MOVING = ("moves", "moves of moves")
 
 
 def _jvp(which: Derivative, at: Operands, dots: Operands) -> Sequence[Sequence[Array]]:
@@ -176,7 +189,12 @@ def _jvp(which: Derivative, at: Operands, dots: Operands) -> Sequence[Sequence[A
     name = _LINEAR_IN[which.result]
     if moves(getattr(dots, name)):
         parts.append(_bind(which, at._replace(**{name: dense(getattr(dots, name))})))
-    none: dict[str, Any] = {name: None}
+    done = {name: getattr(at, name)}
+    if which.result == "moves":
+        done["moving"] = at.moving
+        if moves(dots.moving):
+            parts.append(_bind(which._replace(result="moves of moves"), at._replace(moves=dense(dots.moving))))
+    none: dict[str, Any] = dict.fromkeys(done)
     rest: Any
     held, rest = jax.tree.flatten(at._replace(**none))
     held_dots = rest.flatten_up_to(dots._replace(**none))
@@ -187,7 +205,7 @@ def _jvp(which: Derivative, at: Operands, dots: Operands) -> Sequence[Sequence[A
             leaves = list(held)
             for k, x in zip(moved, moving, strict=True):
                 leaves[k] = x
-            return _by_products(which, jax.tree.unflatten(rest, leaves)._replace(**{name: getattr(at, name)}))
+            return _by_products(which, jax.tree.unflatten(rest, leaves)._replace(**done))
 
         parts.append(jax.jvp(of, ([held[k] for k in moved],), ([held_dots[k] for k in moved],))[1])
     return parts
@@ -196,7 +214,7 @@ def _jvp(which: Derivative, at: Operands, dots: Operands) -> Sequence[Sequence[A
 def _cotangents(which: Derivative, given: Operands, cotangents: Sequence[Array]) -> Operands:
     name = _LINEAR_IN[which.result]
     of_result: Any = cotangents[0]
-    if which.result == "moves":
+    if which.result in _OF_MOVING:
         of_result = jax.tree.unflatten(jax.tree.structure(given.moving), cotangents)
     transpose = _TRANSPOSE[which.result]
     at = given._replace(**{name: None, _LINEAR_IN[transpose]: of_result})

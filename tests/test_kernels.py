@@ -1,7 +1,5 @@
 """Interpolation kernels and antialiasing, against Pillow, JAX and a formula in float64 NumPy."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +8,7 @@ import pytest
 from jax.test_util import check_grads
 
 from jax_crop import _kernels, crop_and_resize
+from jax_crop._sampling import bands
 from tests import oracle
 from tests.conftest import on_a_mesh
 
@@ -369,12 +368,27 @@ def test_shapes_that_are_hard_to_compile(size, crop_size):
         np.testing.assert_allclose(crops, np.ones_like(crops), rtol=0, atol=2e-6)
 
 
-def test_bands_are_taken_on_a_cpu_and_equal_products():
-    image, boxes = random_image((30, 41, 3)), np.abs(BOXES)
-    program = jax.jit(functools.partial(crop_and_resize, method="cubic", antialias=True), static_argnums=(2, 3))
-    assert "xla_cpu_small_call" in program.lower(image, boxes, None, (4, 5)).compile().as_text()
-    by_bands = program(image, boxes, None, (4, 5))
-    by_products = jax.jvp(lambda image: program(image, boxes, None, (4, 5)), (image,), (image,))[
-        1
-    ]  # linear in the image
-    assert_close(by_bands, np.asarray(by_products))
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_bands_are_taken_on_a_cpu_and_equal_products(dtype, monkeypatch):
+    """Values, gradients, forward mode and a second derivative along a direction."""
+    image, boxes = random_image((2, 12, 9, 3), dtype), smooth(np.abs(BOXES)).astype(np.float32)
+
+    def total(image, boxes):
+        crops = crop(image, boxes, INDICES)
+        return jnp.sum(crops**2), crops
+
+    def found():
+        def everything(image, boxes):
+            gradient = jax.grad(total, (0, 1), has_aux=True)
+            return gradient(image, boxes), jax.jvp(lambda boxes: gradient(image, boxes), (boxes,), (boxes + 1,))
+
+        program = jax.jit(everything).lower(image, boxes).compile()
+        return "xla_cpu_small_call" in program.as_text(), program(image, boxes)
+
+    is_by_bands, by_bands = found()
+    assert is_by_bands
+    monkeypatch.setattr(bands, "can_compile", lambda shape: False)
+    jax.clear_caches()
+    is_by_bands, by_products = found()
+    assert not is_by_bands
+    jax.tree.map(lambda x, y: assert_close(x, np.asarray(y, np.float64), 2e-5), by_bands, by_products)

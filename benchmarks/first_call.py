@@ -7,6 +7,7 @@ import functools
 import itertools
 import json
 import os
+import statistics
 import subprocess
 import sys
 import time
@@ -14,11 +15,10 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import numpy as np
 
 import jax_crop
 from benchmarks.cases import CROPS, Case, abstract
-from benchmarks.measure import Quartiles, Row
+from benchmarks.measure import Row
 from benchmarks.peers import GATHER, OURS, gather
 
 CROP = "crop"
@@ -44,10 +44,9 @@ def measure(quick: bool = False) -> list[Row]:
             times = 1 if quick or case != CROP else _TIMES
             fresh = os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "false"}
             runs = [json.loads(subprocess.check_output(command, env=fresh)) for _ in range(times)]
-            seconds = np.percentile([run["seconds"] for run in runs], [25, 50, 75])
-            row = Row(case, operation, who, compile_seconds=seconds[1], instructions=runs[0]["instructions"])
-            rows.append(row._replace(times=Quartiles(*(1e3 * seconds).tolist())))
-            print(f"{case}, {operation}, {who}: {seconds[1]:.2f} s, {row.instructions} instructions", flush=True)
+            seconds, instructions = statistics.median(run["seconds"] for run in runs), runs[0]["instructions"]
+            rows.append(Row(case, operation, who, compile_seconds=seconds, instructions=instructions))
+            print(f"{case}, {operation}, {who}: {seconds:.2f} s, {instructions} instructions", flush=True)
     return rows
 
 

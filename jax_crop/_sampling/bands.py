@@ -109,8 +109,8 @@ def _crops(kernel: Kernel, image: Array, samples: Samples, fills: Array, dtype: 
                 value = lax.select(inside, value, fill).astype(dtype)
                 return put(crops, stored(value)[None, :, None], place)
 
-            memory = _rows_summed(part, _weighed, _Stored(image, of_pixels), memory)
-            return _columns_summed(part, _weighed, write, memory, crops)
+            memory = _rows_summed(part, _weights, _Stored(image, of_pixels), memory)
+            return _columns_summed(part, _weights, write, memory.between, crops), memory
 
         return _of_parts(of_part, kernel, bands, crops, memory)
 
@@ -131,9 +131,9 @@ def crops_of_moves(kernel: Kernel, dtype: Any, image: Array, samples: Samples, d
                 value = only(inside, value)[None, :, None]
                 return put(crops, take(crops, place, value.shape) + value, place)
 
-            for of_rows, of_columns in ((_moved, _weighed), (_weighed, _moved)):
+            for of_rows, of_columns in ((_moves, _weights), (_weights, _moves)):
                 memory = _rows_summed(part, of_rows, _Stored(image, of_pixels), memory, finite=True)
-                crops, memory = _columns_summed(part, of_columns, add, memory, crops)
+                crops = _columns_summed(part, of_columns, add, memory.between, crops)
             return crops, memory
 
         return _of_parts(of_part, kernel, bands, crops, memory)
@@ -150,7 +150,7 @@ def images(kernel: Kernel, shape: tuple[Any, ...], crops: Array, samples: Sample
 
     def of_all(image: Array, memory: _Memory, crops: Array, bands: _Bands) -> Array:
         def of_part(part: _Part, image: Array, memory: _Memory) -> tuple[Array, _Memory]:
-            memory = _spread_over_columns(part, _weighed, _Stored(crops, of_crops), memory)
+            memory = _spread_over_columns(part, _weights, _Stored(crops, of_crops), memory)
             return _spread_over_rows(part, memory, image)
 
         return _of_parts(of_part, kernel, bands, image, memory)
@@ -163,11 +163,11 @@ def moves(kernel: Kernel, crops: Array, image: Array, samples: Samples, dots: An
     dtype, of_crops, of_pixels = samples.rows.fraction.dtype, crops.dtype, image.dtype
     rows, bands, memory = _prepared(kernel, image, samples, crops.shape[2:4], dtype, dots)
     of_row = zeros((image.shape[3] * image.shape[4] + 1,), dtype, crops, image, samples)
-    steps: list[tuple[Weigh, Slopes]] = [(_weighed, _slopes)]
+    steps: list[tuple[Factors, Slopes]] = [(_weights, _slopes)]
     if dots is not None:
         steps = [
-            (_weighed, _slopes_and_how_they_move),
-            (_moved, lambda *at: jnp.concatenate([zeros((2,), dtype, of_row), _slopes(*at)])),
+            (_weights, _slopes_and_how_they_move),
+            (_moves, lambda *at: jnp.concatenate([zeros((2,), dtype, of_row), _slopes(*at)])),
         ]
 
     def of_all(sums: Any, of_row: Array, memory: _Memory, crops: Array, image: Array, bands: _Bands) -> Any:
@@ -175,10 +175,10 @@ def moves(kernel: Kernel, crops: Array, image: Array, samples: Samples, dots: An
 
         def of_part(part: _Part, state: Any, memory: _Memory) -> Any:
             row_sums, column_sums, of_row = state
-            for weigh, slopes in steps:
-                memory = _spread_over_columns(part, weigh, bars, memory)
+            for factors, slopes in steps:
+                memory = _spread_over_columns(part, factors, bars, memory)
                 row_sums, of_row = _row_moves(part, slopes, pixels, memory.between, row_sums, of_row)
-                memory = _rows_summed(part, weigh, pixels, memory, finite=True)
+                memory = _rows_summed(part, factors, pixels, memory, finite=True)
                 column_sums = _column_moves(part, slopes, bars, memory.between, column_sums)
             return (row_sums, column_sums, of_row), memory
 
@@ -359,24 +359,24 @@ def _of_parts(
     return loop(boxes, of_box, (carry, memory))[0]
 
 
-Weigh = Callable[[Kernel, _Sample, Array], tuple[Array, Array]]
+# Of a kernel and a sample: what each tap weighs, and what its pixels are multiplied with. That is divided by the sum of
+# the former.
+Factors = Callable[[Kernel, _Sample], Callable[[Array], tuple[Array, Array]]]
 Slopes = Callable[[Kernel, _Sample, Callable[[Array], Array]], Array]
 
 
-def _weighed(kernel: Kernel, sample: _Sample, weights: Array) -> tuple[Array, Array]:
-    """The inverse of the sum of a sample's weights, and these in memory."""
+def _weights(kernel: Kernel, sample: _Sample) -> Callable[[Array], tuple[Array, Array]]:
+    """The weights themselves."""
 
-    def set_weight(tap: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
-        total, weights = state
-        new = kernel(_ahead(sample.place, tap))
-        return total + new, put(weights, new[None], (tap,))
+    def of_tap(tap: Array) -> tuple[Array, Array]:
+        weight = kernel(_ahead(sample.place, tap))
+        return weight, weight
 
-    total, weights = loop(sample.length, set_weight, (jnp.zeros_like(weights[0]), weights))
-    return 1 / total, weights
+    return of_tap
 
 
-def _moved(kernel: Kernel, sample: _Sample, weights: Array) -> tuple[Array, Array]:
-    """As `_weighed`, how the weights move: without what all of them gain, for they are divided by their sum."""
+def _moves(kernel: Kernel, sample: _Sample) -> Callable[[Array], tuple[Array, Array]]:
+    """How the weights move, without what all of them gain."""
 
     def weight_and_move(tap: Array) -> tuple[Array, Array]:
         return jax.jvp(kernel.__call__, (_ahead(sample.place, tap),), (_ahead(sample.move, tap),))
@@ -385,28 +385,40 @@ def _moved(kernel: Kernel, sample: _Sample, weights: Array) -> tuple[Array, Arra
         weight, move = weight_and_move(tap)
         return sums[0] + weight, sums[1] + move
 
-    none = jnp.zeros_like(weights[0])
+    none = jnp.zeros_like(sample.place[0])
     total, gain = loop(sample.length, add, (none, none))
 
-    def set_move(tap: Array, weights: Array) -> Array:
+    def of_tap(tap: Array) -> tuple[Array, Array]:
         weight, move = weight_and_move(tap)
-        return put(weights, (move - gain / total * weight)[None], (tap,))
+        return weight, move - gain / total * weight
 
-    return 1 / total, loop(sample.length, set_move, weights)
+    return of_tap
+
+
+def _in_memory(factors: Callable[[Array], tuple[Array, Array]], length: Array, weights: Array) -> tuple[Array, Array]:
+    """The inverse of the sum of a sample's weights, and the factors of its taps in memory."""
+
+    def set_factor(tap: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
+        total, weights = state
+        weight, factor = factors(tap)
+        return total + weight, put(weights, factor[None], (tap,))
+
+    total, weights = loop(length, set_factor, (jnp.zeros_like(weights[0]), weights))
+    return 1 / total, weights
 
 
 def _ahead(place: Array, tap: Array) -> Array:
     return place[0] + tap.astype(place.dtype) * place[1]
 
 
-def _rows_summed(part: _Part, weigh: Weigh, pixels: _Stored, memory: _Memory, finite: bool = False) -> _Memory:
+def _rows_summed(part: _Part, factors: Factors, pixels: _Stored, memory: _Memory, finite: bool = False) -> _Memory:
     """The sums of rows, in memory between; of finite pixels only, if that is asked for."""
     count = part.across * part.channels
 
     def of_row(k: Array, memory: _Memory) -> _Memory:
         between, weights = memory
         sample = part.row(k)
-        inverse, weights = weigh(part.kernel, sample, weights)
+        inverse, weights = _in_memory(factors(part.kernel, sample), sample.length, weights)
 
         def of_block(start: Array, _: Array, between: Array) -> Array:
             def add(tap: Array, sums: Array) -> Array:
@@ -422,31 +434,28 @@ def _rows_summed(part: _Part, weigh: Weigh, pixels: _Stored, memory: _Memory, fi
     return loop(part.rows, of_row, memory)
 
 
-def _columns_summed(
-    part: _Part, weigh: Weigh, write: Callable[..., Array], memory: _Memory, crops: Array
-) -> tuple[Array, _Memory]:
+def _columns_summed(part: _Part, factors: Factors, write: Callable[..., Array], between: Array, crops: Array) -> Array:
     """Crops after ``write(place, inside, value, crops)`` of each column of these rows."""
-    between, weights = memory
 
-    def of_column(j: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
-        crops, weights = state
+    def of_column(j: Array, crops: Array) -> Array:
         sample = part.column(j)
-        inverse, weights = weigh(part.kernel, sample, weights)
+        of_tap = factors(part.kernel, sample)
 
-        def add(tap: Array, sums: Array) -> Array:
-            weight = at(weights, tap)
+        def add(tap: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
+            total, sums = state
+            weight, factor = of_tap(tap)
             run = at(between, sample.taps[0] + tap).reshape(-1)
-            return sums + only(jnp.broadcast_to(weight != 0, sums.shape), run * weight)
+            return total + weight, sums + only(jnp.broadcast_to(factor != 0, sums.shape), run * factor)
 
-        sums = loop(sample.length, add, jnp.zeros_like(between[0]).reshape(-1))
-        value = (sums * inverse).reshape(part.inside.shape)
-        return write((part.n, part.i, j, 0), part.inside & sample.inside, value, crops), weights
+        start = jnp.zeros_like(between[0, 0, 0]), jnp.zeros_like(between[0]).reshape(-1)
+        total, sums = loop(sample.length, add, start)
+        value = (sums * (1 / total)).reshape(part.inside.shape)
+        return write((part.n, part.i, j, 0), part.inside & sample.inside, value, crops)
 
-    crops, weights = loop(crops.shape[2], of_column, (crops, weights))
-    return crops, _Memory(between, weights)
+    return loop(crops.shape[2], of_column, crops)
 
 
-def _spread_over_columns(part: _Part, weigh: Weigh, bars: _Stored, memory: _Memory) -> _Memory:
+def _spread_over_columns(part: _Part, factors: Factors, bars: _Stored, memory: _Memory) -> _Memory:
     """What columns of crops add to what is between: the transpose of `_columns_summed`."""
     between, weights = memory
     _, first, after = part.reach
@@ -456,7 +465,7 @@ def _spread_over_columns(part: _Part, weigh: Weigh, bars: _Stored, memory: _Memo
     def of_column(j: Array, memory: _Memory) -> _Memory:
         between, weights = memory
         sample = part.column(j)
-        inverse, weights = weigh(part.kernel, sample, weights)
+        inverse, weights = _in_memory(factors(part.kernel, sample), sample.length, weights)
         column = part.of_crops(bars, j, between.dtype) * inverse
 
         def add(tap: Array, between: Array) -> Array:
@@ -476,7 +485,7 @@ def _spread_over_rows(part: _Part, memory: _Memory, image: Array) -> tuple[Array
     def of_row(k: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
         image, weights = state
         sample = part.row(k)
-        inverse, weights = _weighed(part.kernel, sample, weights)
+        inverse, weights = _in_memory(_weights(part.kernel, sample), sample.length, weights)
 
         def of_block(start: Array, new: Array, image: Array) -> Array:
             x = lax.broadcasted_iota(jnp.int32, (part.across, part.channels), 0) + start

@@ -1,4 +1,4 @@
-"""Sampling by an interpolation kernel on a CPU, and its gradients: loops over pixels that have weight, of one thread.
+"""Sampling by an interpolation kernel on a CPU, and its derivatives: loops over pixels that have weight, of one thread.
 
 The matrices of `products` are bands: a sample's pixels follow one another. Of each box, the rows of samples are summed
 first, of the columns that it reaches; then the columns, of what these sums leave. Both add runs of floats: what lies
@@ -159,7 +159,7 @@ def images(kernel: Kernel, shape: tuple[Any, ...], crops: Array, samples: Sample
 
 
 def moves(kernel: Kernel, crops: Array, image: Array, samples: Samples, dots: Any = None) -> list[tuple[Array, Array]]:
-    """The cotangents of the fractions and the scales, of rows and of columns; or how they move as dots say."""
+    """The cotangents of the fractions and the scales, of rows and of columns; or how they move if those do as in dots."""
     dtype, of_crops, of_pixels = samples.rows.fraction.dtype, crops.dtype, image.dtype
     rows, bands, memory = _prepared(kernel, image, samples, crops.shape[2:4], dtype, dots)
     of_row = zeros((image.shape[3] * image.shape[4] + 1,), dtype, crops, image, samples)

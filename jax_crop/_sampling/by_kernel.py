@@ -2,7 +2,7 @@
 
 Derivatives are linear operations, each the transpose of another (`Derivative`). What they are is said by deriving the
 matrix products of `products`, which serve all platforms and, derived again, all orders; a CPU has programs of its own
-(`bands`) for those that gradients consist of.
+(`bands`) for them, which gradients, forward mode and Hessian-vector products in boxes consist of.
 """
 
 import functools

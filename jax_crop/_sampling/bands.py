@@ -6,6 +6,7 @@ between them is transposed, so that a column of samples is a run as well. As man
 so no bound on the size of boxes is asked for. Gradients take the same way back.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -32,30 +33,14 @@ def can_compile(shape: tuple[Any, ...]) -> bool:
     return isinstance(shape[-1], int) and shape[-1] <= 2**14
 
 
-class _Bands(NamedTuple):
-    """Which pixels samples weigh.
+class _Band(NamedTuple):
+    """Which pixels samples weigh along one axis; of all boxes, or of one sample.
 
     Attributes:
-        reach: ``[N, 3]``, the first row of a box's image; the first column of any sample, and the one after the last.
-        row_taps: ``[N, h, 2]``, the first pixel of each sample and the one after its last, the same if outside.
-        row_places: ``[N, h, 2]``, how far the first pixel is ahead, in units of the kernel, and one pixel in these.
-        column_taps: ``[N, w, 2]``.
-        column_places: ``[N, w, 2]``.
-        row_moves: ``[N, h, 2]``, how these places move; None if nothing is derived along a direction.
-        column_moves: ``[N, w, 2]``, or None.
+        taps: ``[..., 2]``, the first pixel of each sample and the one after its last, the same if outside.
+        place: ``[..., 2]``, how far the first pixel is ahead, in units of the kernel, and one pixel in these.
+        move: ``[..., 2]``, how the place moves; None if nothing is derived along a direction.
     """
-
-    reach: Array
-    row_taps: Array
-    row_places: Array
-    column_taps: Array
-    column_places: Array
-    row_moves: Any = None
-    column_moves: Any = None
-
-
-class _Sample(NamedTuple):
-    """Taps, place and move of one sample, see `_Bands`."""
 
     taps: Array
     place: Array
@@ -63,12 +48,26 @@ class _Sample(NamedTuple):
 
     @property
     def length(self) -> Array:
-        """How many taps."""
-        return self.taps[1] - self.taps[0]
+        """How many pixels."""
+        return self.taps[..., 1] - self.taps[..., 0]
 
     @property
     def inside(self) -> Array:
-        return self.taps[0] < self.taps[1]
+        return self.length > 0
+
+
+class _Bands(NamedTuple):
+    """Those of all boxes.
+
+    Attributes:
+        reach: ``[N, 3]``, the first row of a box's image; the first column of any sample, and the one after the last.
+        rows: ``[N, h, 2]`` each.
+        columns: ``[N, w, 2]`` each.
+    """
+
+    reach: Array
+    rows: _Band
+    columns: _Band
 
 
 class _Memory(NamedTuple):
@@ -91,15 +90,16 @@ def values(kernel: Kernel, dtype: Any, of_groups: tuple[Array, Array], samples: 
     return _crops(kernel, image, samples, flat(fills), dtype)
 
 
-def crops(kernel: Kernel, dtype: Any, image: Array, samples: Samples) -> Array:
-    """As `products.crops_of_kernel`."""
-    return _crops(kernel, image, samples, jnp.zeros((samples.item.size, image.shape[-1]), dtype), dtype)
+def crops(kernel: Kernel, dtype: Any, image: Array, samples: Samples, dots: Any = None) -> Array:
+    """As `products.crops_of_kernel`; or how these move if fractions and scales do as in dots."""
+    return _crops(kernel, image, samples, jnp.zeros((samples.item.size, image.shape[-1]), dtype), dtype, dots)
 
 
-def _crops(kernel: Kernel, image: Array, samples: Samples, fills: Array, dtype: Any) -> Array:
+def _crops(kernel: Kernel, image: Array, samples: Samples, fills: Array, dtype: Any, dots: Any = None) -> Array:
     size = samples.rows.index.shape[-1], samples.columns.index.shape[-1]
-    rows, bands, memory = _prepared(kernel, image, samples, size, fills.dtype)
+    rows, bands, memory = _prepared(kernel, image, samples, size, fills.dtype, dots)
     of_pixels = image.dtype
+    steps = [(_weights, _weights)] if dots is None else [(_moves, _weights), (_weights, _moves)]
 
     def of_all(crops: Array, memory: _Memory, image: Array, bands: _Bands, fills: Array) -> Array:
         def of_part(part: _Part, crops: Array, memory: _Memory) -> tuple[Array, _Memory]:
@@ -109,37 +109,20 @@ def _crops(kernel: Kernel, image: Array, samples: Samples, fills: Array, dtype: 
                 value = lax.select(inside, value, fill).astype(dtype)
                 return put(crops, stored(value)[None, :, None], place)
 
-            memory = _rows_summed(part, _weights, _Stored(image, of_pixels), memory)
-            return _columns_summed(part, _weights, write, memory.between, crops), memory
-
-        return _of_parts(of_part, kernel, bands, crops, memory)
-
-    result = stored(zeros((fills.shape[0], *size, fills.shape[1]), dtype, image, fills, samples))
-    result = restored(small(of_all, result, memory, rows, bands, fills), dtype)
-    return result.reshape(*samples.item.shape, *result.shape[1:])
-
-
-def crops_of_moves(kernel: Kernel, dtype: Any, image: Array, samples: Samples, dots: Any) -> Array:
-    """How crops move with the fractions and the scales, of rows and of columns."""
-    size = samples.rows.index.shape[-1], samples.columns.index.shape[-1]
-    rows, bands, memory = _prepared(kernel, image, samples, size, dtype, dots)
-    of_pixels = image.dtype
-
-    def of_all(crops: Array, memory: _Memory, image: Array, bands: _Bands) -> Array:
-        def of_part(part: _Part, crops: Array, memory: _Memory) -> tuple[Array, _Memory]:
             def add(place: tuple[Any, ...], inside: Array, value: Array, crops: Array) -> Array:
                 value = only(inside, value)[None, :, None]
                 return put(crops, take(crops, place, value.shape) + value, place)
 
-            for of_rows, of_columns in ((_moves, _weights), (_weights, _moves)):
-                memory = _rows_summed(part, of_rows, _Stored(image, of_pixels), memory, finite=True)
-                crops = _columns_summed(part, of_columns, add, memory.between, crops)
+            for (of_rows, of_columns), to_crops in zip(steps, (write, add), strict=False):
+                memory = _rows_summed(part, of_rows, _Stored(image, of_pixels), memory, finite=dots is not None)
+                crops = _columns_summed(part, of_columns, to_crops, memory.between, crops)
             return crops, memory
 
         return _of_parts(of_part, kernel, bands, crops, memory)
 
-    result = zeros((samples.item.size, *size, image.shape[-1]), dtype, image, samples, dots)
-    return small(of_all, result, memory, rows, bands).reshape(*samples.item.shape, *result.shape[1:])
+    result = stored(zeros((fills.shape[0], *size, fills.shape[1]), dtype, image, fills, samples, dots))
+    result = restored(small(of_all, result, memory, rows, bands, fills), dtype)
+    return result.reshape(*samples.item.shape, *result.shape[1:])
 
 
 def images(kernel: Kernel, shape: tuple[Any, ...], crops: Array, samples: Samples) -> Array:
@@ -159,16 +142,13 @@ def images(kernel: Kernel, shape: tuple[Any, ...], crops: Array, samples: Sample
 
 
 def moves(kernel: Kernel, crops: Array, image: Array, samples: Samples, dots: Any = None) -> list[tuple[Array, Array]]:
-    """The cotangents of the fractions and the scales, of rows and of columns; or how they move if those do as in dots."""
+    """The cotangents of fractions and scales, of rows and of columns; or how they move if those do as in dots."""
     dtype, of_crops, of_pixels = samples.rows.fraction.dtype, crops.dtype, image.dtype
     rows, bands, memory = _prepared(kernel, image, samples, crops.shape[2:4], dtype, dots)
     of_row = zeros((image.shape[3] * image.shape[4] + 1,), dtype, crops, image, samples)
     steps: list[tuple[Factors, Slopes]] = [(_weights, _slopes)]
     if dots is not None:
-        steps = [
-            (_weights, _slopes_and_how_they_move),
-            (_moves, lambda *at: jnp.concatenate([zeros((2,), dtype, of_row), _slopes(*at)])),
-        ]
+        steps = [(_weights, _slopes_and_their_moves), (_moves, _slopes_as_moves)]
 
     def of_all(sums: Any, of_row: Array, memory: _Memory, crops: Array, image: Array, bands: _Bands) -> Any:
         pixels, bars = _Stored(image, of_pixels), _Stored(crops, of_crops)
@@ -185,49 +165,40 @@ def moves(kernel: Kernel, crops: Array, image: Array, samples: Samples, dots: An
         return _of_parts(of_part, kernel, bands, (*sums, of_row), memory)[:2]
 
     sums = tuple(
-        zeros((*places.shape[:-1], 2 * len(steps)), dtype, crops, image, samples, dots)
-        for places in (bands.row_places, bands.column_places)
+        zeros((*band.taps.shape[:-1], 2 * len(steps)), dtype, crops, image, samples, dots)
+        for band in (bands.rows, bands.columns)
     )
-    results = small(of_all, sums, of_row, memory, stored(flat(crops)), rows, bands)
+    sums = small(of_all, sums, of_row, memory, stored(flat(crops)), rows, bands)
 
-    def of_axis(axis: Axis, size: int, taps: Array, sums: Array, dots: Any) -> Any:
-        def cotangents(moving: tuple[Array, Array], places_bar: Array) -> tuple[Array, Array]:
-            def places(fraction: Array, scale: Array) -> Array:
-                return flat(_places(axis._replace(fraction=fraction, scale=scale), size, taps))
+    def of_axis(axis: Axis, size: int, band: _Band, sums: Array, dots: Any) -> Any:
+        taps, sums = (x.reshape(*samples.item.shape, *x.shape[1:]) for x in (band.taps, sums))
 
-            return jax.vjp(places, *moving)[1](places_bar)
+        def cotangents(moving: tuple[Array, Array], place_bar: Array) -> tuple[Array, Array]:
+            return jax.vjp(functools.partial(_place, axis, size, taps), *moving)[1](place_bar)
 
         moving = axis.fraction, axis.scale
         if dots is None:
             return cotangents(moving, sums)
-        places_bar, places_bar_dot = jnp.split(sums, 2, axis=-1)
-        return jax.jvp(cotangents, (moving, places_bar), (dots, places_bar_dot))[1]
+        place_bar, place_bar_dot = jnp.split(sums, 2, axis=-1)
+        return jax.jvp(cotangents, (moving, place_bar), (dots, place_bar_dot))[1]
 
-    taps = [taps.reshape(*samples.item.shape, -1, 2) for taps in (bands.row_taps, bands.column_taps)]
-    return list(map(of_axis, samples[:2], image.shape[2:4], taps, results, dots or (None, None)))
+    return list(map(of_axis, samples[:2], image.shape[2:4], bands[1:], sums, dots or (None, None)))
 
 
 def _prepared(
-    kernel: Kernel,
-    image: Array,
-    samples: Samples,
-    size: tuple[int, ...],
-    dtype: Any,
-    dots: Any = None,
+    kernel: Kernel, image: Array, samples: Samples, size: tuple[int, ...], dtype: Any, dots: Any = None
 ) -> tuple[Array, _Bands, _Memory]:
     """All images' rows below each other, ``[R, W * C]``."""
     _, batch, height, width, channels = image.shape
 
-    def of_axis(axis: Axis, pixels: int, dots: Any) -> tuple[Array, Array, Any]:
-        def places(fraction: Array, scale: Array) -> Array:
-            return _places(axis._replace(fraction=fraction, scale=scale), pixels, taps)
+    def band(axis: Axis, size: int, dots: Any) -> _Band:
+        taps, moving = _taps(kernel, axis, size), (axis.fraction, axis.scale)
+        place = functools.partial(_place, axis, size, taps)
+        return _Band(taps, *((place(*moving), None) if dots is None else jax.jvp(place, moving, dots)))
 
-        taps, moving = _taps(kernel, axis, pixels), (axis.fraction, axis.scale)
-        return taps, *((places(*moving), None) if dots is None else jax.jvp(places, moving, dots))
-
-    of_rows, of_columns = map(of_axis, samples[:2], (height, width), dots or (None, None))
+    of_rows, of_columns = map(band, samples[:2], (height, width), dots or (None, None))
     first_row = items_of_all(samples.item, batch) * height
-    bands = _Bands(_reach(first_row, of_columns[0]), *of_rows[:2], *of_columns[:2], of_rows[2], of_columns[2])
+    bands = _Bands(_reach(first_row, of_columns), of_rows, of_columns)
     # Parts of equal length, for what is added must not be added twice.
     down = max(d for d in range(1, size[0] + 1) if size[0] % d == 0 and (d == 1 or d * channels <= _DOWN))
     memory = _Memory(
@@ -245,16 +216,16 @@ def _taps(kernel: Kernel, axis: Axis, size: int) -> Array:
     return jnp.where(inside[..., None], jnp.stack([first, after], axis=-1), 0)
 
 
-def _places(axis: Axis, size: int, taps: Array) -> Array:
-    ahead = (taps[..., 0] - axis.index).astype(axis.fraction.dtype) - axis.fraction
-    step = jnp.where(on_last(axis, size), -1, 1) / axis.scale
+def _place(axis: Axis, size: int, taps: Array, fraction: Array, scale: Array) -> Array:
+    ahead = (taps[..., 0] - axis.index).astype(fraction.dtype) - fraction
+    step = jnp.where(on_last(axis, size), -1, 1) / scale
     return jnp.stack([ahead * step, jnp.broadcast_to(step, ahead.shape)], axis=-1)
 
 
-def _reach(first_row: Array, taps: Array) -> Array:
-    first, after = taps[..., 0], taps[..., 1]
+def _reach(first_row: Array, columns: _Band) -> Array:
+    first, after = columns.taps[..., 0], columns.taps[..., 1]
     end = jnp.max(after, axis=-1)
-    start = jnp.min(jnp.where(first < after, first, end[..., None]), axis=-1)  # the end, if no column is reached
+    start = jnp.min(jnp.where(columns.inside, first, end[..., None]), axis=-1)  # the end, if no column is reached
     return jnp.stack([first_row, start, end], axis=-1)
 
 
@@ -300,7 +271,7 @@ class _Part(NamedTuple):
     @property
     def inside(self) -> Array:
         """Whether samples are inside along rows, ``[rows, C]``."""
-        taps = take(self.bands.row_taps, (self.n, self.i, 0), (1, self.rows, 2))[0]
+        taps = take(self.bands.rows.taps, (self.n, self.i, 0), (1, self.rows, 2))[0]
         return jnp.broadcast_to((taps[:, 0] < taps[:, 1])[:, None], (self.rows, self.channels))
 
     @property
@@ -308,16 +279,14 @@ class _Part(NamedTuple):
         """How many columns of pixels are summed at once."""
         return min(self.width, max(1, _ACROSS // self.channels))
 
-    def row(self, k: Array) -> _Sample:
-        """Row k of these."""
-        bands = self.bands
-        return _Sample(*at((bands.row_taps, bands.row_places, bands.row_moves), self.n, self.i + k))
+    def row(self, k: Array) -> _Band:
+        """Of row k of these."""
+        return at(self.bands.rows, self.n, self.i + k)
 
-    def column(self, j: Array) -> _Sample:
-        bands = self.bands
-        return _Sample(*at((bands.column_taps, bands.column_places, bands.column_moves), self.n, j))
+    def column(self, j: Array) -> _Band:
+        return at(self.bands.columns, self.n, j)
 
-    def over_blocks(self, of_block: Callable[[Array, Array, Any], Any], sample: _Sample, carry: Any) -> Any:
+    def over_blocks(self, of_block: Callable[[Array, Array, Any], Any], band: _Band, carry: Any) -> Any:
         """A loop over blocks of the columns in reach: ``of_block(start, new, carry)``, new from some column on."""
         _, first, after = self.reach
         blocks = lax.div(after - first + (self.across - 1), jnp.int32(self.across))
@@ -326,7 +295,7 @@ class _Part(NamedTuple):
             new = first + block * self.across
             return of_block(jnp.minimum(new, self.width - self.across), new, carry)
 
-        return loop(jnp.where(sample.inside, blocks, 0), of_one, carry)
+        return loop(jnp.where(band.inside, blocks, 0), of_one, carry)
 
     def run(self, pixels: _Stored, row: Array, start: Array, count: int, dtype: Any, finite: bool) -> Array:
         """So many floats of a row of the box's image."""
@@ -347,7 +316,7 @@ def _of_parts(
     memory: _Memory,
 ) -> Any:
     """The carry after all parts of all boxes."""
-    boxes, h, _ = bands.row_taps.shape
+    boxes, h, _ = bands.rows.taps.shape
     width, rows, channels = memory.between.shape
 
     def of_box(n: Array, state: Any) -> Any:
@@ -359,34 +328,33 @@ def _of_parts(
     return loop(boxes, of_box, (carry, memory))[0]
 
 
-# Of a kernel and a sample: what each tap weighs, and what its pixels are multiplied with. That is divided by the sum of
-# the former.
-Factors = Callable[[Kernel, _Sample], Callable[[Array], tuple[Array, Array]]]
-Slopes = Callable[[Kernel, _Sample, Callable[[Array], Array]], Array]
+# Of a kernel and a sample: what each pixel weighs, and its factor. Factors are divided by the sum of weights.
+Factors = Callable[[Kernel, _Band], Callable[[Array], tuple[Array, Array]]]
+Slopes = Callable[[Kernel, _Band, Callable[[Array], Array]], Array]
 
 
-def _weights(kernel: Kernel, sample: _Sample) -> Callable[[Array], tuple[Array, Array]]:
+def _weights(kernel: Kernel, band: _Band) -> Callable[[Array], tuple[Array, Array]]:
     """The weights themselves."""
 
     def of_tap(tap: Array) -> tuple[Array, Array]:
-        weight = kernel(_ahead(sample.place, tap))
+        weight = kernel(_ahead(band.place, tap))
         return weight, weight
 
     return of_tap
 
 
-def _moves(kernel: Kernel, sample: _Sample) -> Callable[[Array], tuple[Array, Array]]:
+def _moves(kernel: Kernel, band: _Band) -> Callable[[Array], tuple[Array, Array]]:
     """How the weights move, without what all of them gain."""
 
     def weight_and_move(tap: Array) -> tuple[Array, Array]:
-        return jax.jvp(kernel.__call__, (_ahead(sample.place, tap),), (_ahead(sample.move, tap),))
+        return jax.jvp(kernel.__call__, (_ahead(band.place, tap),), (_ahead(band.move, tap),))
 
     def add(tap: Array, sums: tuple[Array, Array]) -> tuple[Array, Array]:
         weight, move = weight_and_move(tap)
         return sums[0] + weight, sums[1] + move
 
-    none = jnp.zeros_like(sample.place[0])
-    total, gain = loop(sample.length, add, (none, none))
+    none = jnp.zeros_like(band.place[0])
+    total, gain = loop(band.length, add, (none, none))
 
     def of_tap(tap: Array) -> tuple[Array, Array]:
         weight, move = weight_and_move(tap)
@@ -417,19 +385,19 @@ def _rows_summed(part: _Part, factors: Factors, pixels: _Stored, memory: _Memory
 
     def of_row(k: Array, memory: _Memory) -> _Memory:
         between, weights = memory
-        sample = part.row(k)
-        inverse, weights = _in_memory(factors(part.kernel, sample), sample.length, weights)
+        band = part.row(k)
+        inverse, weights = _in_memory(factors(part.kernel, band), band.length, weights)
 
         def of_block(start: Array, _: Array, between: Array) -> Array:
             def add(tap: Array, sums: Array) -> Array:
-                run = part.run(pixels, sample.taps[0] + tap, start * part.channels, count, sums.dtype, finite)
+                run = part.run(pixels, band.taps[0] + tap, start * part.channels, count, sums.dtype, finite)
                 weight = at(weights, tap)
                 return sums + only(jnp.broadcast_to(weight != 0, sums.shape), run * weight)
 
-            sums = loop(sample.length, add, zeros((count,), between.dtype, between, pixels.array))
+            sums = loop(band.length, add, zeros((count,), between.dtype, between, pixels.array))
             return put(between, (sums * inverse).reshape(part.across, 1, part.channels), (start, k, 0))
 
-        return _Memory(part.over_blocks(of_block, sample, between), weights)
+        return _Memory(part.over_blocks(of_block, band, between), weights)
 
     return loop(part.rows, of_row, memory)
 
@@ -438,19 +406,19 @@ def _columns_summed(part: _Part, factors: Factors, write: Callable[..., Array], 
     """Crops after ``write(place, inside, value, crops)`` of each column of these rows."""
 
     def of_column(j: Array, crops: Array) -> Array:
-        sample = part.column(j)
-        of_tap = factors(part.kernel, sample)
+        band = part.column(j)
+        of_tap = factors(part.kernel, band)
 
         def add(tap: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
             total, sums = state
             weight, factor = of_tap(tap)
-            run = at(between, sample.taps[0] + tap).reshape(-1)
+            run = at(between, band.taps[0] + tap).reshape(-1)
             return total + weight, sums + only(jnp.broadcast_to(factor != 0, sums.shape), run * factor)
 
         start = jnp.zeros_like(between[0, 0, 0]), jnp.zeros_like(between[0]).reshape(-1)
-        total, sums = loop(sample.length, add, start)
+        total, sums = loop(band.length, add, start)
         value = (sums * (1 / total)).reshape(part.inside.shape)
-        return write((part.n, part.i, j, 0), part.inside & sample.inside, value, crops)
+        return write((part.n, part.i, j, 0), part.inside & band.inside, value, crops)
 
     return loop(crops.shape[2], of_column, crops)
 
@@ -464,15 +432,15 @@ def _spread_over_columns(part: _Part, factors: Factors, bars: _Stored, memory: _
 
     def of_column(j: Array, memory: _Memory) -> _Memory:
         between, weights = memory
-        sample = part.column(j)
-        inverse, weights = _in_memory(factors(part.kernel, sample), sample.length, weights)
+        band = part.column(j)
+        inverse, weights = _in_memory(factors(part.kernel, band), band.length, weights)
         column = part.of_crops(bars, j, between.dtype) * inverse
 
         def add(tap: Array, between: Array) -> Array:
-            x = sample.taps[0] + tap
+            x = band.taps[0] + tap
             return put(between, (at(between, x) + column * at(weights, tap))[None], (x, 0, 0))
 
-        return _Memory(loop(sample.length, add, between), weights)
+        return _Memory(loop(band.length, add, between), weights)
 
     return loop(bars.array.shape[2], of_column, _Memory(between, weights))
 
@@ -484,8 +452,8 @@ def _spread_over_rows(part: _Part, memory: _Memory, image: Array) -> tuple[Array
 
     def of_row(k: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
         image, weights = state
-        sample = part.row(k)
-        inverse, weights = _in_memory(_weights(part.kernel, sample), sample.length, weights)
+        band = part.row(k)
+        inverse, weights = _in_memory(_weights(part.kernel, band), band.length, weights)
 
         def of_block(start: Array, new: Array, image: Array) -> Array:
             x = lax.broadcasted_iota(jnp.int32, (part.across, part.channels), 0) + start
@@ -493,12 +461,12 @@ def _spread_over_rows(part: _Part, memory: _Memory, image: Array) -> tuple[Array
             run = only((x >= new) & (x < after), run * inverse).reshape(1, -1)
 
             def add(tap: Array, image: Array) -> Array:
-                place = first_row + sample.taps[0] + tap, start * part.channels
+                place = first_row + band.taps[0] + tap, start * part.channels
                 return put(image, take(image, place, run.shape) + run * at(weights, tap), place)
 
-            return loop(sample.length, add, image)
+            return loop(band.length, add, image)
 
-        return part.over_blocks(of_block, sample, image), weights
+        return part.over_blocks(of_block, band, image), weights
 
     image, weights = loop(part.rows, of_row, (image, memory.weights))
     return image, _Memory(between, weights)
@@ -514,16 +482,16 @@ def _row_moves(
 
     def of_sample(k: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
         sums, of_row = state
-        sample = part.row(k)
+        band = part.row(k)
 
         def copy(start: Array, _: Array, of_row: Array) -> Array:
             return put(of_row, take(between, (start, k, 0), (across, 1, channels)).reshape(-1), (start * channels,))
 
-        of_row = part.over_blocks(copy, sample, of_row)
+        of_row = part.over_blocks(copy, band, of_row)
 
         def product(tap: Array) -> Array:
             def of_lanes(start: Array) -> Array:
-                run = part.run(pixels, sample.taps[0] + tap, start, lanes, of_row.dtype, finite=True)
+                run = part.run(pixels, band.taps[0] + tap, start, lanes, of_row.dtype, finite=True)
                 return run * take(of_row, (start,), (lanes,))
 
             whole = lax.div(after - first, jnp.int32(lanes))
@@ -534,7 +502,7 @@ def _row_moves(
             x = lax.iota(jnp.int32, lanes) + start
             return summed((total + only((x >= rest) & (x < after), of_lanes(start)))[None])[0]
 
-        new = at(sums, part.n, part.i + k) + slopes(part.kernel, sample, product)
+        new = at(sums, part.n, part.i + k) + slopes(part.kernel, band, product)
         return put(sums, new[None, None], (part.n, part.i + k, 0)), of_row
 
     return loop(part.rows, of_sample, (sums, of_row))
@@ -544,24 +512,24 @@ def _column_moves(part: _Part, slopes: Slopes, bars: _Stored, between: Array, su
     """The cotangents of the places of columns, added; of what is between, as `_rows_summed` leaves it."""
 
     def of_sample(j: Array, sums: Array) -> Array:
-        sample = part.column(j)
+        band = part.column(j)
         column = part.of_crops(bars, j, between.dtype).reshape(1, -1)
 
         def product(tap: Array) -> Array:
-            return summed(column * at(between, sample.taps[0] + tap).reshape(1, -1))[0]
+            return summed(column * at(between, band.taps[0] + tap).reshape(1, -1))[0]
 
-        new = at(sums, part.n, j) + slopes(part.kernel, sample, product)
+        new = at(sums, part.n, j) + slopes(part.kernel, band, product)
         return put(sums, new[None, None], (part.n, j, 0))
 
     return loop(bars.array.shape[2], of_sample, sums)
 
 
-def _slopes(kernel: Kernel, sample: _Sample, product: Callable[[Array], Array]) -> Array:
+def _slopes(kernel: Kernel, band: _Band, product: Callable[[Array], Array]) -> Array:
     """The cotangents of a sample's place, ``[2]``, of its pixels' products with that of the sum: ``product(tap)``.
 
     Weights are divided by their sum; so are their slopes, without what all of them gain.
     """
-    place = sample.place
+    place = band.place
 
     def add(tap: Array, sums: tuple[Array, ...]) -> tuple[Array, ...]:
         weight, slope = jax.jvp(kernel.__call__, (_ahead(place, tap),), (jnp.ones_like(place[0]),))
@@ -570,15 +538,22 @@ def _slopes(kernel: Kernel, sample: _Sample, product: Callable[[Array], Array]) 
         return tuple(total + x for total, x in zip(sums, new, strict=True))
 
     none = jnp.zeros_like(place[0])
-    weight, slope, slope_steps, value, gain, gain_steps = loop(sample.length, add, (none,) * 6)
+    weight, slope, slope_steps, value, gain, gain_steps = loop(band.length, add, (none,) * 6)
     mean = value / weight
     moves = jnp.stack([(gain - mean * slope) / weight, (gain_steps - mean * slope_steps) / weight])
-    return only(jnp.broadcast_to(sample.inside, (2,)), moves)
+    return only(jnp.broadcast_to(band.inside, (2,)), moves)
 
 
-def _slopes_and_how_they_move(kernel: Kernel, sample: _Sample, product: Callable[[Array], Array]) -> Array:
-    """``[4]``."""
-    both = jax.jvp(
-        lambda place: _slopes(kernel, sample._replace(place=place), product), (sample.place,), (sample.move,)
-    )
-    return jnp.concatenate(both)
+def _slopes_and_their_moves(kernel: Kernel, band: _Band, product: Callable[[Array], Array]) -> Array:
+    """``[4]``, of a sample whose place moves."""
+
+    def of_place(place: Array) -> Array:
+        return _slopes(kernel, band._replace(place=place), product)
+
+    return jnp.concatenate(jax.jvp(of_place, (band.place,), (band.move,)))
+
+
+def _slopes_as_moves(kernel: Kernel, band: _Band, product: Callable[[Array], Array]) -> Array:
+    """``[4]``, of products that are themselves how others move."""
+    slopes = _slopes(kernel, band, product)
+    return jnp.concatenate([jnp.zeros_like(slopes), slopes])

@@ -135,12 +135,10 @@ def _by_products(which: Derivative, at: Operands) -> Sequence[Array]:
 
 def _by_bands(which: Derivative, at: Operands) -> Sequence[Array]:
     samples = _with(at.rest, at.moving)
-    if which.result == "crops of image":
-        return [bands.crops(which.kernel, which.dtype, at.image, samples)]
+    if which.result in ("crops of image", "crops of moves"):
+        return [bands.crops(which.kernel, which.dtype, at.image, samples, at.moves)]
     if which.result == "image":
         return [bands.images(which.kernel, _shape_of_image(which, at), at.crops, samples)]
-    if which.result == "crops of moves":
-        return [bands.crops_of_moves(which.kernel, which.dtype, at.image, samples, at.moves)]
     return jax.tree.leaves(bands.moves(which.kernel, at.crops, at.image, samples, at.moves))
 
 

@@ -33,16 +33,16 @@ _einsum = functools.partial(jnp.einsum, precision=lax.Precision.HIGHEST)
 def values(scheme: Scheme, images: Sequence[Array], samples: Samples) -> Array:
     """As `gather.values` to the precision of float32, with 0 outside."""
     plans = [_plan(scheme, level, image.shape, [Term(samples)]) for level, image in enumerate(images)]
-    return _crops(plans, images, _guarded).astype(scheme.dtype)
+    return _crops(plans, images, guarded=True).astype(scheme.dtype)
 
 
 def crops(scheme: Scheme, images: Sequence[Array], terms: Sequence[Term], *, partitioned: bool = True) -> Array:
     """As `gather.crops`."""
     plans = [_plan(scheme, level, image.shape, terms, partitioned) for level, image in enumerate(images)]
-    return _crops(plans, images, _plain)
+    return _crops(plans, images)
 
 
-def _crops(plans: Sequence["_Plan"], images: Sequence[Array], of_product: Callable[..., Any]) -> Array:
+def _crops(plans: Sequence["_Plan"], images: Sequence[Array], *, guarded: bool = False) -> Array:
     def of_level(plan: _Plan, image: Array) -> Array:
         image = plan.layout.images(image)
 
@@ -50,7 +50,7 @@ def _crops(plans: Sequence["_Plan"], images: Sequence[Array], of_product: Callab
             own = _own(image, item).astype(plan.scheme.compute)
             return total(product(own, rows, columns) for rows, columns in plan.dense(tables))
 
-        return plan.layout.in_groups(plan.chunks.map(of_product(of_chunk, image), plan.tables))
+        return plan.layout.in_groups(plan.chunks.map(_by_product(of_chunk, image, guarded), plan.tables))
 
     return total(map(of_level, plans, images))
 
@@ -58,15 +58,13 @@ def _crops(plans: Sequence["_Plan"], images: Sequence[Array], of_product: Callab
 def values_of_kernel(kernel: Kernel, dtype: Any, of_groups: tuple[Array, Array], samples: Samples) -> Array:
     """Crops ``[G, N, h, w, C]`` in a dtype by an interpolation kernel, of images and fills ``[G, C]``."""
     image, fill = of_groups
-    result = crops_of_kernel(kernel, image, samples, float_of(dtype), _guarded)
+    result = crops_of_kernel(kernel, image, samples, float_of(dtype), guarded=True)
     counts = inside(samples.rows.inside, samples.columns.inside)
     return jnp.where(counts, result, fill[:, None, None, None]).astype(dtype)
 
 
-def crops_of_kernel(
-    kernel: Kernel, image: Array, samples: Samples, dtype: Any, of_product: Callable[..., Any] | None = None
-) -> Array:
-    """Crops ``[G, N, h, w, C]``, computed in a dtype; with 0 outside."""
+def crops_of_kernel(kernel: Kernel, image: Array, samples: Samples, dtype: Any, *, guarded: bool = False) -> Array:
+    """Crops ``[G, N, h, w, C]``, computed in a dtype; with 0 outside. For `guarded` see `_by_product`."""
     size = [axis.index.shape[-1] for axis in samples[:2]]
     layout = _Layout.of(image.shape, samples, size, partitioned=True)
     image, (term,) = layout.images(image), layout.terms([Term(samples)])
@@ -77,18 +75,13 @@ def crops_of_kernel(
         return product(own, rows, columns)
 
     axes = term.samples.rows, term.samples.columns
-    return layout.in_groups(_chunks(layout, term.samples).map((of_product or _plain)(of_chunk, image), axes))
+    return layout.in_groups(_chunks(layout, term.samples).map(_by_product(of_chunk, image, guarded), axes))
 
 
-def _plain(of_chunk: Callable[..., Array], _image: Array) -> Callable[..., Array]:
-    """Chunks by matrices alone: linear in the image."""
-    return jax.checkpoint(functools.partial(of_chunk, _product))  # or a derivative would keep all matrices
-
-
-def _guarded(of_chunk: Callable[..., Array], image: Array) -> Callable[..., Array]:
-    """Chunks by products that mind pixels that are not finite, where an image has such."""
-    if not _has_fractions(image):
-        return functools.partial(of_chunk, _product)
+def _by_product(of_chunk: Callable[..., Array], image: Array, guarded: bool) -> Callable[..., Array]:
+    """``of_chunk(product, item, tables)`` by `_product`; guarded, by `_product_of_any` where an image needs it."""
+    if not (guarded and _has_fractions(image)):
+        return jax.checkpoint(functools.partial(of_chunk, _product))  # or a derivative would keep all matrices
     is_finite = jnp.isfinite(image).all(axis=(0, 2, 3, 4))
     by_products = [functools.partial(of_chunk, product) for product in (_product, _product_of_any)]
     return lambda item, tables: lax.cond(is_finite[item], *by_products, item, tables)
@@ -96,15 +89,18 @@ def _guarded(of_chunk: Callable[..., Array], image: Array) -> Callable[..., Arra
 
 def _product(images: Array, rows: Array, columns: Array) -> Array:
     """Crops ``[G, N, h, w, C]`` of an image of each group."""
-    return _einsum("gniwc,gnjw->gnijc", _einsum("gnir,grwc->gniwc", rows, images), columns)
+    between = _einsum("gnir,grwc->gniwc", rows, images, preferred_element_type=columns.dtype)
+    return _einsum("gniwc,gnjw->gnijc", between, columns)
 
 
 def _product_of_any(images: Array, rows: Array, columns: Array) -> Array:
     """The same, in which a pixel that is not finite is NaN or an infinity where it has weight, and there alone."""
-    sizes = jnp.abs(rows), jnp.abs(columns)
-    infinite = jnp.isposinf(images).astype(rows.dtype) - jnp.isneginf(images).astype(rows.dtype)
-    sign, reached = _product(infinite, rows, columns), _product(jnp.abs(infinite), *sizes)
-    nan = _product(jnp.isnan(images).astype(rows.dtype), *sizes) > 0
+    # Marks are small and exact in bfloat16; the weights of rows, too, if only signs are asked for.
+    rough = rows.astype(jnp.bfloat16)
+    sizes = jnp.abs(rough), jnp.abs(columns)
+    infinite = jnp.isposinf(images).astype(rough.dtype) - jnp.isneginf(images).astype(rough.dtype)
+    sign, reached = _product(infinite, rough, columns), _product(jnp.abs(infinite), *sizes)
+    nan = _product(jnp.isnan(images).astype(rough.dtype), *sizes) > 0
     nan |= jnp.abs(sign) < reached  # infinities of both signs
     not_finite = jnp.where(nan, jnp.nan, jnp.where(reached > 0, jnp.sign(sign) * jnp.inf, 0))
     return _product(finite(images), rows, columns) + not_finite

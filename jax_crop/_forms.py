@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.sharding import AxisType
@@ -48,7 +49,8 @@ def _in_form(arguments: tuple[Any, ...], *, crop: Callable[..., Array], options:
             images = tuple(image[None] for image in images)
         return crop(tuple(image[None] for image in images), boxes[None], indices, fill, **dict(options))[0]
 
-    return _on_each_device(in_groups, arguments)
+    # Under `jax.disable_jit` NumPy's arrays would stay such, and warn of what overflows.
+    return _on_each_device(in_groups, jax.tree.map(jnp.asarray, arguments))
 
 
 def _on_each_device(crop: Callable[..., Array], arguments: tuple[Any, ...]) -> Array:

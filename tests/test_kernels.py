@@ -262,7 +262,7 @@ def test_derivatives(x64, antialias, method):
     check_grads(sines(method, antialias), arguments, 1, atol=1e-4, rtol=1e-4, eps=1e-6)
 
 
-@pytest.mark.parametrize(("method", "antialias"), [("cubic", True), ("cubic", False)])
+@pytest.mark.parametrize(("method", "antialias"), [("cubic", True), ("lanczos3", False)])
 def test_second_derivatives(x64, antialias, method):
     """Of image and boxes, mixed ones included."""
     gradient = jax.jit(jax.grad(lambda *arguments: jnp.sum(sines(method, antialias)(*arguments)), (0, 1)))
@@ -314,12 +314,13 @@ def test_derivatives_where_kernels_end(align_corners, method):
     assert not np.any(second[1][2:4])
 
 
+@methods
 @alignments
-def test_derivatives_of_one_pixel(align_corners):
+def test_derivatives_of_one_pixel(align_corners, method):
     """Which all samples show, wherever they are."""
     image = random_image((1, 1, 2))
     boxes = np.float32([[0, 0, 1, 1], [0.25, 0, 0.75, 0.5], [0.5, 0.5, 0.5, 0.5]])
-    total = sum_of_squares("cubic", align_corners)
+    total = sum_of_squares(method, align_corners)
     of_image, of_boxes = jax.jit(jax.grad(total, (0, 1)))(image, boxes)
     assert_close(of_image, 2 * 3 * 25 * image)
     assert_close(of_boxes, np.zeros_like(boxes), 1e-5)

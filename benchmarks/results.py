@@ -8,8 +8,7 @@ import platform
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -26,6 +25,13 @@ KEEP = {  # one arena whose memory is neither mapped anew nor given back
 }
 
 
+class Result(NamedTuple):
+    """What one part found, and where."""
+
+    machine: dict[str, Any]
+    rows: list[dict[str, Any]]
+
+
 def save(part: str, rows: Sequence[Any]) -> None:
     """Rows are named tuples; what was not measured is left out."""
     path = FOLDER / jax.default_backend() / f"{part}.json"
@@ -35,10 +41,9 @@ def save(part: str, rows: Sequence[Any]) -> None:
     path.write_text(f'{{"machine": {json.dumps(machine())}, "rows": [\n{text}\n]}}\n')
 
 
-def load(backend: str, part: str) -> Any:
-    """The machine and the rows, if there are results."""
+def load(backend: str, part: str) -> Result | None:
     path = FOLDER / backend / f"{part}.json"
-    return SimpleNamespace(**json.loads(path.read_text())) if path.exists() else None
+    return Result(**json.loads(path.read_text())) if path.exists() else None
 
 
 def rows(backend: str, part: str) -> list[Row]:

@@ -182,7 +182,7 @@ def _image(shape: tuple[int, ...], crops: Array, terms: Sequence[tuple[Taps, Tap
                 start = _start(row, column, image)
                 return put(image, take(image, start, window) + added, start)
 
-            return loop(width, add_sample, image, unroll=_MANY // _known(shape[2]))
+            return loop(width, add_sample, image, unroll=_at_once(shape[2]))
 
         return _row_after_row(starts, shape[0], add_row, image).reshape(shape)
 
@@ -231,7 +231,7 @@ def _weights(crops: Array, image: Array, rows: Taps, columns: Taps) -> tuple[Arr
 
             row_sums, column_sums = sums
             row_sum = zeros((channels,), dtype, others)
-            row_sum, column_sums = loop(width, add_sample, (row_sum, column_sums), unroll=_MANY // _known(channels))
+            row_sum, column_sums = loop(width, add_sample, (row_sum, column_sums), unroll=_at_once(channels))
             return put(row_sums, summed(row_sum[None]), (i,)), column_sums
 
         def of_box(n: Array, results: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -251,10 +251,6 @@ def _weighed_sum(values: Sequence[Array], weights: Array) -> Array:
     """What has no weight has no influence."""
     parts = [only(weights[k] != 0, value * weights[k]) for k, value in enumerate(values)]
     return total(parts)
-
-
-# How many floats a step of a loop should add at least: a few pixels, or many channels of one.
-_MANY = 48
 
 
 class _Table(NamedTuple):
@@ -289,6 +285,11 @@ def _merged(shape: tuple[int, ...]) -> tuple[int, ...]:
     """The shape ``(R, W, C)``, or that of one run of floats for each row: the faster one if channels are few."""
     rows, columns, channels = shape
     return (rows, columns * channels) if _known(channels) < 16 else shape
+
+
+def _at_once(channels: int) -> int:
+    """How many pixels a step of a loop adds: 24 floats. Twice as many only take longer to compile."""
+    return -(-24 // _known(channels))
 
 
 def _known(channels: int) -> int:

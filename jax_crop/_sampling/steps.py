@@ -33,9 +33,11 @@ def only(inside: Array, values: Array) -> Array:
 
 
 def loop(count: int | Array, body: Callable[[Array, Any], Any], carry: Any, unroll: int = 1) -> Any:
-    return lax.fori_loop(
-        0, count, lambda i, carry: body(jnp.asarray(i, jnp.int32), carry), carry, unroll=max(1, unroll)
-    )
+    """A step of the loop takes up to ``unroll`` of the body's, or down to half as many if fewer are left over then."""
+    unroll = max(1, unroll)
+    if isinstance(count, int):
+        unroll = min(range(unroll, unroll // 2, -1), key=lambda steps: count % steps)
+    return lax.fori_loop(0, count, lambda i, carry: body(jnp.asarray(i, jnp.int32), carry), carry, unroll=unroll)
 
 
 def summed(values: Array) -> Array:

@@ -12,9 +12,9 @@ from jax_crop._sampling import gather, linear, loops, products, tables
 
 PROGRAMS = {"loops": loops, "products": products, "products_in_turn": None}
 IN_TURN = {
-    "crops": functools.partial(products.crops, partitioned=False),
-    "images": functools.partial(products.images, partitioned=False),
-    "weights": functools.partial(products.weights, partitioned=False),
+    "crops": functools.partial(products.crops, devices=None),
+    "images": functools.partial(products.images, devices=None),
+    "weights": functools.partial(products.weights, devices=None),
 }
 CASES = {  # G, B, H, W, C, N, h, w, samples
     "one": (1, 1, 9, 8, 3, 7, 4, 5, 1),

@@ -158,10 +158,10 @@ def _types(which: Derivative, at: Operands) -> Sequence[tuple[tuple[Any, ...], A
 
 
 def _programs(
-    which: Derivative, at: Operands, partitioned: bool
+    which: Derivative, at: Operands, devices: int | None
 ) -> dict[str, Callable[[Derivative, Operands], Sequence[Any]]]:
     has_bands = bands.can_compile((at.crops if at.image is None else at.image).shape)
-    return {"default": _by_products} | ({"cpu": _by_bands} if has_bands and not partitioned else {})
+    return {"default": _by_products} | ({"cpu": _by_bands} if has_bands and devices is None else {})
 
 
 # Which operand each is linear in, and its transpose.

@@ -94,8 +94,8 @@ def _types(sum_: Sum, at: Operands) -> Sequence[tuple[tuple[Any, ...], Any]]:
     return [(row.shape, scheme.compute), (column.shape, scheme.compute)]
 
 
-def _programs(_sum: Sum, _at: Operands, partitioned: bool) -> dict[str, Callable[[Sum, Operands], Arrays]]:
-    return {platform: functools.partial(_run, program) for platform, program in programs.of(partitioned).items()}
+def _programs(_sum: Sum, _at: Operands, devices: int | None) -> dict[str, Callable[[Sum, Operands], Arrays]]:
+    return {platform: functools.partial(_run, program) for platform, program in programs.of(devices).items()}
 
 
 def _jvp(sum_: Sum, at: Operands, dots: Operands) -> Sequence[Arrays]:

@@ -5,6 +5,7 @@ and a tree of operands, of which those that an operation does not take, as its o
 """
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -26,7 +27,7 @@ def linear_primitive(
     name: str,
     *,
     types: Callable[[Any, Any], Sequence[tuple[Sequence[Any], Any]]],
-    programs: Callable[[Any, Any, bool], dict[str, Callable[[Any, Any], Arrays]]],
+    programs: Callable[[Any, Any, int | None], dict[str, Callable[[Any, Any], Arrays]]],
     jvp: Callable[[Any, Any, Any], Sequence[Arrays]],
     cotangents: Callable[[Any, Any, Arrays], Any],
     images: str,
@@ -36,8 +37,8 @@ def linear_primitive(
     Args:
         name: of the primitive.
         types: of description and operands to the shape and the dtype of each result.
-        programs: of description, operands, and whether XLA partitions the work over devices, to the programs by
-            platform; ``"default"`` for all others.
+        programs: of description, operands, and over how many devices XLA partitions the work, None if it does not, to
+            the programs by platform; ``"default"`` for all others.
         jvp: of description, operands and tangents to parts of which the results' tangents are the sums.
         cotangents: of description, operands and the results' cotangents to the operands with their cotangents in the
             places of those that are asked for.
@@ -51,9 +52,9 @@ def linear_primitive(
         # Within `jax.shard_map`, cotangents of what does not differ between devices are summed over them here.
         return primitive.bind(*vary_as(leaves, leaves), what=what, tree=tree)
 
-    def apply(*leaves: Any, what: Any, tree: Any, platform: str = "default", partitioned: bool = True) -> Arrays:
+    def apply(*leaves: Any, what: Any, tree: Any, platform: str = "default", devices: int | None = 1) -> Arrays:
         operands = jax.tree.unflatten(tree, leaves)
-        return programs(what, operands, partitioned)[platform](what, operands)
+        return programs(what, operands, devices)[platform](what, operands)
 
     def types_of(*leaves: Any, what: Any, tree: Any) -> Any:
         shapes = types(what, jax.tree.unflatten(tree, leaves))
@@ -62,12 +63,12 @@ def linear_primitive(
 
     def lower(context: Any, *leaves: Any, what: Any, tree: Any) -> Any:
         module = context.module_context
-        partitioned = not _on_one_device(module.axis_context)
-        here = programs(what, jax.tree.unflatten(tree, context.avals_in), partitioned)
+        devices = _devices(module.axis_context)
+        here = programs(what, jax.tree.unflatten(tree, context.avals_in), devices)
         # Only what is asked for is traced: one program, if not for `jax.export`.
         asked = sorted({platform if platform in here else "default" for platform in module.platforms})
         by_platform = {
-            platform: functools.partial(apply, what=what, tree=tree, platform=platform, partitioned=partitioned)
+            platform: functools.partial(apply, what=what, tree=tree, platform=platform, devices=devices)
             for platform in asked
         }
         one_of_them = functools.partial(lax.platform_dependent, **by_platform)
@@ -133,8 +134,10 @@ def _is_zero(dot: Any) -> bool:
     return isinstance(dot, ad.Zero | SymbolicZero)
 
 
-def _on_one_device(axis_context: Any) -> bool:
-    """Whether each device runs a program of its own. What is partitioned by XLA must leave it the choice of order."""
+def _devices(axis_context: Any) -> int | None:
+    """Over how many devices XLA partitions a program, as far as is known; None if each runs one of its own."""
     if hasattr(axis_context, "manual_axes"):  # within `jax.shard_map`
-        return axis_context.manual_axes == frozenset(axis_context.mesh.axis_names)
-    return getattr(axis_context, "num_devices", None) == 1
+        others = [size for name, size in axis_context.mesh.shape.items() if name not in axis_context.manual_axes]
+        return math.prod(others) if others else None
+    devices = getattr(axis_context, "num_devices", None) or 0
+    return None if devices == 1 else max(devices, 1)

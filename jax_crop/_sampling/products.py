@@ -11,12 +11,14 @@ it has weight; in a derivative by boxes it reaches all boxes of its image.
 """
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.sharding import AxisType
 
 from jax_crop import _kernels
 from jax_crop._geometry import Axis
@@ -32,13 +34,14 @@ _einsum = functools.partial(jnp.einsum, precision=lax.Precision.HIGHEST)
 
 def values(scheme: Scheme, images: Sequence[Array], samples: Samples) -> Array:
     """As `gather.values` to the precision of float32, with 0 outside."""
-    plans = [_plan(scheme, level, image.shape, [Term(samples)]) for level, image in enumerate(images)]
+    devices = _devices_of_mesh()
+    plans = [_plan(scheme, level, image.shape, [Term(samples)], devices) for level, image in enumerate(images)]
     return _crops(plans, images, guarded=True).astype(scheme.dtype)
 
 
-def crops(scheme: Scheme, images: Sequence[Array], terms: Sequence[Term], *, partitioned: bool = True) -> Array:
-    """As `gather.crops`."""
-    plans = [_plan(scheme, level, image.shape, terms, partitioned) for level, image in enumerate(images)]
+def crops(scheme: Scheme, images: Sequence[Array], terms: Sequence[Term], *, devices: int | None = 1) -> Array:
+    """As `gather.crops`. For `devices` see `_Layout`."""
+    plans = [_plan(scheme, level, image.shape, terms, devices) for level, image in enumerate(images)]
     return _crops(plans, images)
 
 
@@ -66,7 +69,7 @@ def values_of_kernel(kernel: Kernel, dtype: Any, of_groups: tuple[Array, Array],
 def crops_of_kernel(kernel: Kernel, image: Array, samples: Samples, dtype: Any, *, guarded: bool = False) -> Array:
     """Crops ``[G, N, h, w, C]``, computed in a dtype; with 0 outside. For `guarded` see `_by_product`."""
     size = [axis.index.shape[-1] for axis in samples[:2]]
-    layout = _Layout.of(image.shape, samples, size, partitioned=True)
+    layout = _Layout.of(image.shape, samples, size, devices=_devices_of_mesh())
     image, (term,) = layout.images(image), layout.terms([Term(samples)])
 
     def of_chunk(product: Callable[..., Array], item: Array, axes: tuple[Axis, Axis]) -> Array:
@@ -82,6 +85,8 @@ def _by_product(of_chunk: Callable[..., Array], image: Array, guarded: bool) -> 
     """``of_chunk(product, item, tables)`` by `_product`; guarded, by `_product_of_any` where an image needs it."""
     if not (guarded and _has_fractions(image)):
         return jax.checkpoint(functools.partial(of_chunk, _product))  # or a derivative would keep all matrices
+    if _devices_of_mesh() > 1:  # which would have to tell each other
+        return functools.partial(of_chunk, _product_of_any)
     is_finite = jnp.isfinite(image).all(axis=(0, 2, 3, 4))
     by_products = [functools.partial(of_chunk, product) for product in (_product, _product_of_any)]
     return lambda item, tables: lax.cond(is_finite[item], *by_products, item, tables)
@@ -94,21 +99,29 @@ def _product(images: Array, rows: Array, columns: Array) -> Array:
 
 
 def _product_of_any(images: Array, rows: Array, columns: Array) -> Array:
-    """The same, in which a pixel that is not finite is NaN or an infinity where it has weight, and there alone."""
-    # Marks are small and exact in bfloat16; the weights of rows, too, if only signs are asked for.
-    rough = rows.astype(jnp.bfloat16)
-    sizes = jnp.abs(rough), jnp.abs(columns)
-    infinite = jnp.isposinf(images).astype(rough.dtype) - jnp.isneginf(images).astype(rough.dtype)
-    sign, reached = _product(infinite, rough, columns), _product(jnp.abs(infinite), *sizes)
-    nan = _product(jnp.isnan(images).astype(rough.dtype), *sizes) > 0
-    nan |= jnp.abs(sign) < reached  # infinities of both signs
-    not_finite = jnp.where(nan, jnp.nan, jnp.where(reached > 0, jnp.sign(sign) * jnp.inf, 0))
-    return _product(finite(images), rows, columns) + not_finite
+    """The same, in which a pixel that is not finite is NaN or an infinity where it has weight, and there alone.
+
+    Infinities of both signs make NaN, but if one weighs hundreds of times as much as the other.
+    """
+    # Only signs are asked for: one pass in bfloat16 each.
+    rough = rows.astype(jnp.bfloat16), columns.astype(jnp.bfloat16)
+    infinite = jnp.isposinf(images).astype(jnp.bfloat16) - jnp.isneginf(images).astype(jnp.bfloat16)
+    marks = (~jnp.isfinite(images)).astype(jnp.bfloat16)
+    sign, reached = _product(infinite, *rough), _product(marks, *map(jnp.abs, rough))
+    not_finite = jnp.where(jnp.abs(sign) < reached, jnp.nan, jnp.where(reached > 0, jnp.sign(sign) * jnp.inf, 0))
+    return _product(finite(images), rows, columns) + not_finite.astype(rows.dtype)
 
 
 def finite(image: Array) -> Array:
     """The image, with 0 for pixels that are not finite."""
     return jnp.where(jnp.isfinite(image), image, 0) if _has_fractions(image) else image
+
+
+def _devices_of_mesh() -> int:
+    """Over how many devices XLA partitions the work, as far as is known while tracing."""
+    mesh = jax.sharding.get_abstract_mesh()
+    axes = zip(mesh.axis_sizes, mesh.axis_types, strict=True)
+    return math.prod(size for size, kind in axes if kind == AxisType.Auto)
 
 
 def _has_fractions(image: Array) -> bool:
@@ -121,12 +134,12 @@ def images(
     crops: Array,
     terms: Sequence[Term],
     *,
-    partitioned: bool = True,
+    devices: int | None = 1,
 ) -> list[Array]:
     """As `gather.images`."""
 
     def of_level(level: int, shape: tuple[Any, ...]) -> Array:
-        plan = _plan(scheme, level, (crops.shape[0], *shape, crops.shape[-1]), terms, partitioned)
+        plan = _plan(scheme, level, (crops.shape[0], *shape, crops.shape[-1]), terms, devices)
 
         def add(image: Array, chunk: Any) -> tuple[Array, None]:
             item, crops, tables = chunk
@@ -147,21 +160,21 @@ def images(
 
 
 def weights(
-    scheme: Scheme, crops: Array, images: Sequence[Array], term: Term, *, partitioned: bool = True
+    scheme: Scheme, crops: Array, images: Sequence[Array], term: Term, *, devices: int | None = 1
 ) -> tuple[Array, Array]:
     """As `gather.weights`."""
-    parts = [_weights_of_level(scheme, level, crops, image, term, partitioned) for level, image in enumerate(images)]
+    parts = [_weights_of_level(scheme, level, crops, image, term, devices) for level, image in enumerate(images)]
     rows, columns = zip(*parts, strict=True)
     return total(rows), total(columns)
 
 
 def _weights_of_level(
-    scheme: Scheme, level: int, crops: Array, image: Array, term: Term, partitioned: bool
+    scheme: Scheme, level: int, crops: Array, image: Array, term: Term, devices: int | None
 ) -> tuple[Array, Array]:
     samples = term.samples
     # The slopes are the derivative times a fraction of 1.
     slopes = samples.with_fractions(*(jnp.ones_like(axis.fraction) for axis in samples[:2]))._replace(share=None)
-    plan = _plan(scheme, level, image.shape, [term, Term(slopes, (1, 1))], partitioned)
+    plan = _plan(scheme, level, image.shape, [term, Term(slopes, (1, 1))], devices)
     image, crops = plan.layout.images(image), plan.layout.boxes(crops)
 
     def of_chunk(item: Array, given: tuple[Array, Any]) -> tuple[Array, Array]:
@@ -195,25 +208,29 @@ class _Layout(NamedTuple):
         in_order: whether boxes have no indices into several images.
         together: only if they are in order.
         most: boxes of a chunk.
+        devices: over how many XLA may partition the work, as far as that is known; None if it does not.
     """
 
     given: tuple[Any, ...]
     in_order: bool
     together: bool
     most: int
+    devices: int | None
 
     @classmethod
-    def of(cls, shape: tuple[Any, ...], samples: Samples, crop_size: Sequence[int], partitioned: bool) -> "_Layout":
+    def of(cls, shape: tuple[Any, ...], samples: Samples, crop_size: Sequence[int], devices: int | None) -> "_Layout":
+        """For images ``[G, B, H, W, C]``."""
         groups, batch, height, width, channels = shape
         count, (h, w) = samples.rows.index.shape[1], crop_size
         in_order = _is_known(batch) and batch == 1
         if not _is_known(channels):
-            return cls(shape, in_order, partitioned and in_order, 1)
+            return cls(shape, in_order, devices is not None and in_order, 1, devices)
         # Of each box, what lies between the products, and the matrices.
         most = max(1, _BYTES_BETWEEN // (4 * (h * width * channels + h * height + w * width)))
         fit = _is_known(groups, count) and groups * count <= most
-        together = in_order and (partitioned or fit)
-        return cls(shape, in_order, together, max(1, most // groups) if together and _is_known(groups) else most)
+        together = in_order and (devices is not None or fit)
+        of_each = most * (devices or 1) // groups if together and _is_known(groups) else most
+        return cls(shape, in_order, together, max(1, of_each), devices)
 
     @property
     def shape(self) -> tuple[Any, ...]:
@@ -266,11 +283,11 @@ class _Plan(NamedTuple):
         return [[_matrix(*axis) for axis in zip(table, size, samples, strict=True)] for table in tables]
 
 
-def _plan(scheme: Scheme, level: int, shape: tuple[Any, ...], terms: Sequence[Term], partitioned: bool = True) -> _Plan:
+def _plan(scheme: Scheme, level: int, shape: tuple[Any, ...], terms: Sequence[Term], devices: int | None) -> _Plan:
     """Of images ``[G, B, H, W, C]``."""
     samples = terms[0].samples
     crop_size = [axis.index.shape[-1] // count for axis, count in zip(samples[:2], scheme.samples, strict=True)]
-    layout = _Layout.of(shape, samples, crop_size, partitioned)
+    layout = _Layout.of(shape, samples, crop_size, devices)
     terms = layout.terms(terms)
     tables = [Term(term.samples.of_level(level), term.orders).taps(scheme.windows[level]) for term in terms]
     return _Plan(scheme, layout, _chunks(layout, terms[0].samples), tables)
@@ -355,6 +372,10 @@ def _chunks(layout: _Layout, samples: Samples) -> _Chunks:
     if layout.in_order:
         of_image = count // batch
         chunks = -(-of_image // size) if _is_known(of_image) else 1
+        if layout.together and _is_known(of_image):
+            # Equal ones, in each of which every device has as many of its boxes, so that these stay where they are.
+            share = layout.devices or 1
+            chunks = max(range(chunks, 2 * chunks), key=lambda n: 0 if of_image % n else math.gcd(of_image // n, share))
         items = jnp.repeat(jnp.arange(batch, dtype=jnp.int32), chunks)
         return _Chunks(items, -(-of_image // chunks), count, batch, layout.together)
 

@@ -23,11 +23,9 @@ class Program(NamedTuple):
     weights: Callable[..., Any]
 
 
-def of(partitioned: bool) -> dict[str, Program]:
-    """By platform, for what XLA partitions over devices or does not; ``"default"`` for all others."""
-    of_tpu = [
-        functools.partial(f, partitioned=partitioned) for f in (products.crops, products.images, products.weights)
-    ]
+def of(devices: int | None) -> dict[str, Program]:
+    """By platform, for what XLA partitions over devices, or for None; ``"default"`` for all others."""
+    of_tpu = [functools.partial(f, devices=devices) for f in (products.crops, products.images, products.weights)]
     by_gather = Program(gather.crops, gather.images, gather.weights)
     by_loops = Program(loops.crops, loops.images, loops.weights)
-    return {"default": by_gather, "tpu": Program(*of_tpu), "cpu": by_gather if partitioned else by_loops}
+    return {"default": by_gather, "tpu": Program(*of_tpu), "cpu": by_loops if devices is None else by_gather}

@@ -156,12 +156,25 @@ def sampling_ratio(ratio: Any, most: Any) -> int:
     return ratio or most or 0
 
 
-def _natural(name: str, value: Any) -> int:
+def flag(name: str, value: Any) -> bool:
+    """True or False, known while tracing."""
+    _known(name, value)
+    if np.ndim(value):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+    return bool(value)
+
+
+def integer(name: str, value: Any) -> int:
+    """Known while tracing."""
     _known(name, value)
     try:
-        number = operator.index(value)
+        return operator.index(value)
     except TypeError:
         raise TypeError(f"{name} must be of an integer type, got {value!r}") from None
+
+
+def _natural(name: str, value: Any) -> int:
+    number = integer(name, value)
     if number < 0:
         hint = ": adaptive sampling is 0 here, with a max_sampling_ratio" if number == -1 else ""
         raise ValueError(f"{name} must be an integer from 0 on, got {value!r}{hint}")
@@ -208,7 +221,7 @@ def strides(value: Any, levels: int) -> tuple[int, ...]:
 
 
 def choice(name: str, value: str, choices: Sequence[str]) -> str:
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
     return value
 
@@ -223,6 +236,8 @@ def fill(value: ArrayLike, channels: int) -> Values:
             f"extrapolation_value must be a scalar or one value for each of {channels} channels, "
             f"got shape {value.shape}"
         )
+    if isinstance(value, np.ndarray) and np.issubdtype(value.dtype, np.integer):  # JAX would truncate wide ones
+        value = value.astype(np.float64 if jax.config.read("jax_enable_x64") else np.float32)
     return value
 
 
@@ -258,6 +273,13 @@ def _array(name: str, value: Any, ragged: str = "") -> Values:
         ) from error
     if array.dtype == object:
         raise TypeError(f"{name} must be an array, got {value!r:.80}")
+    return native(array)
+
+
+def native(array: Any) -> Any:
+    """NumPy's arrays in a type that JAX has: with the bytes in this machine's order, which it does not look at."""
+    if isinstance(array, np.ndarray) and (array.dtype == np.longdouble or not array.dtype.isnative):
+        return array.astype(np.float64 if array.dtype == np.longdouble else array.dtype.newbyteorder("="), copy=False)
     return array
 
 

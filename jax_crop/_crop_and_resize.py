@@ -98,6 +98,7 @@ def crop_and_resize(
     crop_size = _arguments.size("crop_size", crop_size)
     _arguments.extent("crop_size", crop_size, image.shape[-3:-1], 2**30)
     method = _arguments.choice("method", method, ("nearest", *KERNELS))
+    antialias = _arguments.flag("antialias", antialias)
     if antialias and method == "nearest":
         raise ValueError('antialias=True needs a kernel to stretch, which method "nearest" has not')
     dtype = _arguments.floating("dtype", dtype)
@@ -106,8 +107,8 @@ def crop_and_resize(
     options = {
         "crop_size": crop_size,
         "method": method,
-        "align_corners": bool(align_corners),
-        "antialias": bool(antialias),
+        "align_corners": _arguments.flag("align_corners", align_corners),
+        "antialias": antialias,
         "dtype": dtype,
     }
     return in_form(_crop, (image,), boxes, box_indices, fill, **options)

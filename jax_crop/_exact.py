@@ -24,6 +24,9 @@ from jax.typing import DTypeLike
 
 Integers = int | np.ndarray | Array
 
+# Without a precision `jax.default_matmul_precision` would have a say, even in products of integers.
+_dot = functools.partial(lax.dot_general, precision=lax.Precision.DEFAULT)
+
 
 class Window(NamedTuple):
     """Which digits sums are written in. Exponents are those of a float's last bit.
@@ -110,9 +113,9 @@ def weighted_sums(
     table = _table(values, weights.shape[2] > 2, scale, window)
     weights = jnp.asarray(weights, window.dtype)
     if weights.shape[1] == 1:
-        sums = lax.dot_general(table, weights[:, 0], (((3,), (1,)), ((0,), (0,))))
+        sums = _dot(table, weights[:, 0], (((3,), (1,)), ((0,), (0,))))
     else:
-        sums = lax.dot_general(table, weights, (((3,), (2,)), ((0, 1), (0, 1))))
+        sums = _dot(table, weights, (((3,), (2,)), ((0, 1), (0, 1))))
     *digits, raised = (sums[..., i, :] for i in range(sums.shape[2]))
     return _number(digits, raised, steps, window)
 

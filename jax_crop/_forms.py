@@ -67,8 +67,8 @@ def _on_each_device(crop: Callable[..., Array], arguments: tuple[Any, ...]) -> A
     images, boxes, box_indices, fill = arguments
     *batch, count, _ = _spec(boxes)
     *image_batch, _, _, channels = _spec(images[0])
-    if batch:  # of the boxes, so of the images
-        batch = image_batch = [batch[0] or image_batch[0]]
+    if batch:  # of the boxes, so of the images, which are replicated to where their boxes are
+        batch = image_batch = [batch[0] or (None if _names(image_batch[0]) & _names(count) else image_batch[0])]
     else:
         image_batch = [None for _ in image_batch]
     if _names(channels) & _names(*batch, count):

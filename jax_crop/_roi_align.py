@@ -100,7 +100,8 @@ def roi_align(
     """
     scales = (_arguments.positive("spatial_scale", spatial_scale),)
     samples = _arguments.sampling_ratio(sampling_ratio, max_sampling_ratio)
-    pooling = Pooling(_arguments.size("output_size", output_size), samples, not sampling_ratio, bool(aligned), scales)
+    size, aligned = _arguments.size("output_size", output_size), _arguments.flag("aligned", aligned)
+    pooling = Pooling(size, samples, not sampling_ratio, aligned, scales)
     return _checked_pool((_arguments.image("features", features),), boxes, box_indices, pooling)
 
 
@@ -161,10 +162,10 @@ def multilevel_roi_align(
     maps = _arguments.pyramid("features", features)
     scales = tuple(1 / stride for stride in _arguments.strides(strides, len(maps)))
     samples = _arguments.sampling_ratio(sampling_ratio, max_sampling_ratio)
-    canonical = (canonical_level, _arguments.positive("canonical_size", canonical_size))
-    pooling = Pooling(
-        _arguments.size("output_size", output_size), samples, not sampling_ratio, bool(aligned), scales, canonical
-    )
+    size, aligned = _arguments.size("output_size", output_size), _arguments.flag("aligned", aligned)
+    canonical_level = _arguments.integer("canonical_level", canonical_level)
+    canonical = canonical_level, _arguments.positive("canonical_size", canonical_size)
+    pooling = Pooling(size, samples, not sampling_ratio, aligned, scales, canonical)
     return _checked_pool(maps, boxes, box_indices, pooling)
 
 
@@ -204,10 +205,11 @@ def _positions(
     """Of boxes ``[N, 4]``: rows, columns, the level of each, and what each of its samples counts."""
     level = _levels(boxes, pooling)
     boxes = boxes.astype(float_of(boxes.dtype, dtype))
-    boxes *= _of_level(level, np.asarray(pooling.scales, boxes.dtype))
+    finite = jnp.isfinite(boxes)
+    boxes = jnp.where(finite, boxes, 0) * _of_level(level, np.asarray(pooling.scales, boxes.dtype))
     # A box that is not finite is one far outside. (The choice also keeps a compiler from contracting the product with
     # a sum to come, whose rounding then decides how many samples a bin has.)
-    boxes = jnp.where(jnp.isfinite(boxes), boxes, jnp.finfo(boxes.dtype).max)
+    boxes = jnp.where(finite & jnp.isfinite(boxes), boxes, jnp.finfo(boxes.dtype).max)
     heights, widths = (np.asarray(size, np.int32) for size in zip(*sizes, strict=True))
     size = _of_level(level, heights), _of_level(level, widths)
     (*begun,), (start_y, start_x), (stop_y, stop_x) = zip(

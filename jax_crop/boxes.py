@@ -361,10 +361,11 @@ def assign_levels(
         >>> assign_levels([[0, 0, 112, 112], [0, 0, 224, 224], [0, 0, 9, 9]], 2, 5)
         Array([3, 4, 2], dtype=int32)
     """
+    min_level, max_level = _arguments.integer("min_level", min_level), _arguments.integer("max_level", max_level)
     if min_level > max_level:
         raise ValueError(f"min_level must not exceed max_level, got {min_level} and {max_level}")
-    if not canonical_size > 0:
-        raise ValueError(f"canonical_size must be a positive number of pixels, got {canonical_size}")
+    canonical_level = _arguments.integer("canonical_level", canonical_level)
+    canonical_size = _arguments.positive("canonical_size", canonical_size)
     boxes = _floats(boxes, "boxes", (4,))
     boxes = boxes if boxes.dtype == jnp.float64 else boxes.astype(jnp.float32)  # float16 has no areas beyond 65504
     boxes = jnp.where(jnp.all(jnp.isfinite(boxes), axis=-1, keepdims=True), boxes, 0)
@@ -413,6 +414,8 @@ def check(boxes: Values, box_indices: Values | None = None, batch: int | None = 
     finite = jnp.isfinite(boxes).all(axis=-1)
     checkify.check(finite.all(), "boxes must be finite, but {} are not", jnp.sum(~finite))
     indices = jnp.asarray([] if box_indices is None else box_indices)
+    if indices.size and not jnp.issubdtype(indices.dtype, jnp.integer):
+        raise TypeError(f"box_indices must be of an integer type, got {indices.dtype}")
     if batch is not None and indices.size:
         lowest, highest = indices.min(), indices.max()
         message = f"box_indices must be in [0, {batch}), but they reach from {{}} to {{}}"
@@ -423,7 +426,7 @@ def check(boxes: Values, box_indices: Values | None = None, batch: int | None = 
 def _floats(values: Values, name: str, last_axis: tuple[int, ...]) -> Array:
     """The values as a floating array, of which the last axis has one of the given lengths."""
     try:
-        array = jnp.asarray(values)
+        array = jnp.asarray(_arguments.native(values))
     except (TypeError, ValueError) as error:
         raise TypeError(f"{name} must be an array of numbers, got {values!r:.80}") from error
     if not (jnp.issubdtype(array.dtype, jnp.integer) or jnp.issubdtype(array.dtype, jnp.floating)):

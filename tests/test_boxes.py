@@ -475,6 +475,12 @@ def test_assign_levels_from_another_canonical_box():
     np.testing.assert_array_equal(boxes.assign_levels(some, 0, 9, canonical_level=3, canonical_size=10), [2, 3, 5])
 
 
+@pytest.mark.parametrize("name", ["min_level", "max_level", "canonical_level"])
+def test_levels_are_integers(name):
+    with pytest.raises(TypeError, match=rf"^{name} must be of an integer type, got 2\.5"):
+        boxes.assign_levels([0, 0, 1, 1], **{"min_level": 2, "max_level": 5} | {name: 2.5})
+
+
 def test_assign_levels_of_boxes_that_are_none(strict_jax):
     none = [[0, 0, 0, 0], [9, 9, 9, 5000], [900, 0, 0, 900], [900, 900, 0, 0]]
     np.testing.assert_array_equal(boxes.assign_levels(none, 2, 5), 2)

@@ -63,6 +63,15 @@ def test_reports_tell_how_many_and_how_far():
     assert "from -5 to 9" in message(crop, IMAGES, BOXES, np.int32([0, -5, 9, 2]))
 
 
+@pytest.mark.parametrize(
+    "pool", [jax_crop.roi_align, lambda m, *a: jax_crop.multilevel_roi_align((m, m[:, ::2, ::2]), *a)]
+)
+def test_padding_computes_no_nan(pool):
+    """Boxes of NaN are no error to the checks of whoever looks for NaN."""
+    pool_boxes = checkify.checkify(lambda boxes: pool(IMAGES, boxes, INDICES, 2), errors=checkify.float_checks)
+    assert pool_boxes(NOT_FINITE)[0].get() is None
+
+
 def test_boxes_alone():
     """Of any leading axes, and none at all."""
     check = jax_crop.boxes.check

@@ -324,6 +324,40 @@ def test_nothing_to_crop(method, batch, boxes, channels):
     assert of_each.shape == (batch, len(boxes), *CROP_SIZE, channels)
 
 
+@pytest.mark.parametrize("method", ["bilinear", "cubic"])
+def test_nothing_to_map(method):
+    """`jax.vmap` and `jax.lax.map` over no images, and over no boxes, and gradients of that."""
+
+    def total(image, box):
+        return crop_and_resize(image, box[None], None, CROP_SIZE, method).sum()
+
+    image, box = jnp.ones((6, 9, 2)), jnp.zeros(4)
+    gradients = jax.grad(total, (0, 1))
+    for axes in ((0, 0), (0, None), (None, 0)):
+        none = [x if axis is None else jnp.zeros((0, *x.shape)) for x, axis in zip((image, box), axes, strict=True)]
+        assert jax.vmap(total, axes)(*none).shape == (0,)
+        of_images, of_boxes = jax.vmap(gradients, axes)(*none)
+        assert (of_images.shape, of_boxes.shape) == ((0, 6, 9, 2), (0, 4))
+    assert jax.lax.map(lambda box: total(image, box), jnp.zeros((0, 4)), batch_size=8).shape == (0,)
+
+
+@pytest.mark.parametrize("dtype", [">f2", ">f4", ">f8", ">i2", ">u4", ">i8", np.longdouble])
+def test_any_order_of_bytes(dtype):
+    """As files have it, of which JAX knows nothing."""
+    image, boxes, fill = np.arange(24).reshape(2, 3, 4, 1), np.float32([[0, 0, 1, 1], [0.5, -1, 1, 1]]), np.array(7)
+    expected = crop_and_resize(image.astype(np.float32), boxes, [1, 0], CROP_SIZE, "bilinear", 7)
+    crops = crop_and_resize(
+        image.astype(dtype), boxes.astype(">f4"), np.array([1, 0], ">i4"), CROP_SIZE, "bilinear", fill.astype(dtype)
+    )
+    np.testing.assert_array_equal(crops, expected)
+
+
+@pytest.mark.parametrize("fill", [2**40, -(2**31) - 1, np.uint32(2**32 - 1), [2**33]])
+def test_fills_beyond_int32(fill):
+    crops = crop_and_resize(np.ones((2, 2, 1)), [[5.0, 5.0, 6.0, 6.0]], None, 1, extrapolation_value=fill)
+    assert crops.item() == np.float32(np.ravel(fill)[0])
+
+
 def corner_aligned_resize(image, size):
     """``[H, W]`` to ``size``, linearly and to the nearest, in float64; one sample stands in the middle."""
     tables = []

@@ -146,6 +146,12 @@ def test_error_while_tracing(changes, error, fragments):
         assert fragment in str(raised.value) or fragment == "complex"  # NumPy's complex128 is JAX's complex64
 
 
+@pytest.mark.parametrize("name", ["align_corners", "antialias"])
+def test_traced_flag(name):
+    with pytest.raises(TypeError, match=rf"^{name} must be known while tracing, got .*Tracer.*static_argnames"):
+        jax.jit(lambda value: crop_and_resize(**GOOD, **{name: value}))(True)
+
+
 @pytest.mark.parametrize("crop_size", [np.array([4, 5]), (np.array(4), 5), [4, np.array(5)], 4])
 def test_traced_crop_size(crop_size):
     with pytest.raises(TypeError, match=r"^crop_size must be known while tracing, got .*Tracer.*static_argnames"):
@@ -262,6 +268,19 @@ POOLING = {
     ),
     "one stride": (multilevel_roi_align, {"strides": 8}, ValueError, ["strides", "2 powers of two", "got 8"]),
     "strides in words": (multilevel_roi_align, {"strides": "4, 8"}, ValueError, ["strides", "'4, 8'"]),
+    "a level in words": (
+        multilevel_roi_align,
+        {"canonical_level": "4"},
+        TypeError,
+        ["canonical_level", "integer", "'4'"],
+    ),
+    "a level for each map": (
+        multilevel_roi_align,
+        {"canonical_level": (4, 5)},
+        TypeError,
+        ["canonical_level", "integer", "(4, 5)"],
+    ),
+    "many truths": (roi_align, {"aligned": [True, False]}, TypeError, ["aligned", "True or False", "[True, False]"]),
     "a stride that is no number": (multilevel_roi_align, {"strides": [np.nan, 8]}, ValueError, ["strides", "nan"]),
 }
 MAP = np.ones((6, 9, 2), np.float32)
@@ -283,7 +302,14 @@ def test_error_of_pooling(operation, changes, error, fragments):
 
 @pytest.mark.parametrize(
     ("operation", "name"),
-    [(roi_align, "spatial_scale"), (roi_align, "sampling_ratio"), (multilevel_roi_align, "strides")],
+    [
+        (roi_align, "spatial_scale"),
+        (roi_align, "sampling_ratio"),
+        (roi_align, "aligned"),
+        (multilevel_roi_align, "strides"),
+        (multilevel_roi_align, "canonical_level"),
+        (multilevel_roi_align, "canonical_size"),
+    ],
 )
 def test_options_of_pooling_are_static(operation, name):
     with pytest.raises(TypeError, match=rf"^{name} must be known while tracing, got .*Tracer.*static_argnames"):

@@ -117,6 +117,15 @@ def test_sums_decide_as_rational_numbers_do(dtype, limits):
     assert 0.2 * N < inside < 0.8 * N
 
 
+def test_no_precision_of_products_has_a_say():
+    """Not even one that all of a program is asked for."""
+    steps, scale = 26, 223
+    values, weights, exact = example_sums(np.float32, steps)
+    with jax.default_matmul_precision("BF16_BF16_F32"):
+        number = known_weights(values, weights, steps, scale, np.float32)
+    assert_right(number, exact, steps, scale, np.float32)
+
+
 def test_examples_are_no_easy_ones(dtype):
     """Plain arithmetic decides some of them wrongly, and many are on a bound."""
     values, weights, exact = example_sums(dtype, 8190)

@@ -141,6 +141,14 @@ def test_a_fill_and_images_that_are_not_sharded_alike(operation):
             assert_equals_one_device(result, operation, None, "batch")
 
 
+def test_images_along_an_axis_that_has_their_boxes():
+    """On an Explicit mesh, boxes keep it: images go to where theirs are."""
+    mesh = mesh_of("batch_and_boxes", AxisType.Explicit)
+    result = on_mesh(mesh, jax.jit(crop), P("model"), P(None, "model"))
+    assert jax.typeof(result).sharding.spec == P(None, "model", None, None, None)
+    assert_equals_one_device(result, crop, None, "batch")
+
+
 @pytest.mark.parametrize(("argument", "expected"), [(None, NOTHING), (0, ONE_SUM), (1, NOTHING)])
 def test_communication_of_many_channels(argument, expected):
     """However many channels there are, the compiler has all boxes to share out among the devices."""

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 from jax.custom_batching import custom_vmap
 
 from jax_crop._geometry import Axis
@@ -176,6 +176,16 @@ def joined(
     Returns:
         The results, and which of their axes is the mapped one.
     """
+    if size == 0:  # none of the results for one
+
+        def one(array: Array, axis: int | None) -> Array:
+            pads = [(0, int(k == axis), 0) for k in range(array.ndim)]
+            return lax.pad(array, jnp.zeros((), array.dtype), pads)
+
+        of_groups, of_boxes = (([*map(one, *of)], of[1]) for of in (of_groups, of_boxes))
+        results, at = joined(program, 1, of_groups, of_boxes, gives_groups)
+        return [lax.slice_in_dim(x, 0, 0, axis=at) for x in results], at
+
     more_groups = gives_groups or any(axis is not None for axis in of_groups[1])
     at = 0 if more_groups else 1
 

@@ -1,5 +1,6 @@
 """Across devices: what the compiled program communicates, and that the result is that of one device."""
 
+import contextlib
 import functools
 import re
 from collections import Counter
@@ -91,11 +92,12 @@ def assert_equals_one_device(result, operation, argument, layout):
 @OPERATIONS
 @pytest.mark.parametrize("argument", [None, 0, 1], ids=["forward", "image_gradient", "box_gradient"])
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
+@pytest.mark.parametrize("kind", ["auto", "auto_by_types", "explicit"])
 def test_communication(operation, argument, layout, kind):
-    mesh = mesh_of(layout, kind)
+    """Also on an Auto mesh of which nothing but the arguments tells."""
+    mesh = mesh_of(layout, AxisType.Explicit if kind == "explicit" else AxisType.Auto)
     function = operation if argument is None else gradient(operation, argument)
-    with jax.set_mesh(mesh):
+    with jax.set_mesh(mesh) if kind != "auto_by_types" else contextlib.nullcontext():
         arguments = sharded(layout, mesh)
         compiled, collectives = compiled_and_its_collectives(function, arguments)
         result = compiled(*arguments)

@@ -7,7 +7,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jax.sharding import AxisType
 
 from jax_crop._sampling import gather, linear, loops, products
 from jax_crop._sampling.by_kernel import sample_by_kernel as sample_by_kernel
@@ -18,6 +17,7 @@ from jax_crop._sampling.tables import Term, closed_under_vmap, inside
 from jax_crop._sampling.tables import each_group as each_group
 from jax_crop._sampling.tables import float_of as float_of
 from jax_crop._sampling.tables import in_items as in_items
+from jax_crop._sampling.varying import partitioned_over
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -38,8 +38,7 @@ def sample(scheme: Scheme, images: tuple[Array, ...], samples: Samples, fill: Ar
     programs: dict[str, Callable[..., Array]] = {
         "tpu": lambda fill, *arrays: _filled(by_products(*arrays), samples, fill)
     }
-    auto = AxisType.Auto in jax.sharding.get_abstract_mesh().axis_types  # where XLA partitions what is not a loop
-    if loops.gather_holds(scheme, images) and not auto:
+    if loops.gather_holds(scheme, images) and partitioned_over((images, samples)) == 1:
         by_loops = closed_under_vmap(functools.partial(loops.values, scheme))
         programs["cpu"] = lambda fill, *arrays: by_loops(*arrays)
     return lax.platform_dependent(fill, images, samples, **programs, default=by_gather)

@@ -18,13 +18,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jax.sharding import AxisType
 
 from jax_crop import _kernels
 from jax_crop._geometry import Axis
 from jax_crop._kernels import Kernel
 from jax_crop._sampling.tables import Samples, Scheme, Taps, Term, flat, float_of, inside, items_of_all, total
-from jax_crop._sampling.varying import zeros
+from jax_crop._sampling.varying import partitioned_over, zeros
 
 # What lies between two products, of all boxes of a chunk.
 _BYTES_BETWEEN = 32 * 2**20
@@ -34,7 +33,7 @@ _einsum = functools.partial(jnp.einsum, precision=lax.Precision.HIGHEST)
 
 def values(scheme: Scheme, images: Sequence[Array], samples: Samples) -> Array:
     """As `gather.values` to the precision of float32, with 0 outside."""
-    devices = _devices_of_mesh()
+    devices = partitioned_over((images, samples))
     plans = [_plan(scheme, level, image.shape, [Term(samples)], devices) for level, image in enumerate(images)]
     return _crops(plans, images, guarded=True).astype(scheme.dtype)
 
@@ -53,7 +52,7 @@ def _crops(plans: Sequence["_Plan"], images: Sequence[Array], *, guarded: bool =
             own = _own(image, item).astype(plan.scheme.compute)
             return total(product(own, rows, columns) for rows, columns in plan.dense(tables))
 
-        return plan.layout.in_groups(plan.chunks.map(_by_product(of_chunk, image, guarded), plan.tables))
+        return plan.layout.in_groups(plan.chunks.map(_by_product(of_chunk, plan.layout, image, guarded), plan.tables))
 
     return total(map(of_level, plans, images))
 
@@ -69,7 +68,7 @@ def values_of_kernel(kernel: Kernel, dtype: Any, of_groups: tuple[Array, Array],
 def crops_of_kernel(kernel: Kernel, image: Array, samples: Samples, dtype: Any, *, guarded: bool = False) -> Array:
     """Crops ``[G, N, h, w, C]``, computed in a dtype; with 0 outside. For `guarded` see `_by_product`."""
     size = [axis.index.shape[-1] for axis in samples[:2]]
-    layout = _Layout.of(image.shape, samples, size, devices=_devices_of_mesh())
+    layout = _Layout.of(image.shape, samples, size, devices=partitioned_over((image, samples)))
     image, (term,) = layout.images(image), layout.terms([Term(samples)])
 
     def of_chunk(product: Callable[..., Array], item: Array, axes: tuple[Axis, Axis]) -> Array:
@@ -78,14 +77,14 @@ def crops_of_kernel(kernel: Kernel, image: Array, samples: Samples, dtype: Any, 
         return product(own, rows, columns)
 
     axes = term.samples.rows, term.samples.columns
-    return layout.in_groups(_chunks(layout, term.samples).map(_by_product(of_chunk, image, guarded), axes))
+    return layout.in_groups(_chunks(layout, term.samples).map(_by_product(of_chunk, layout, image, guarded), axes))
 
 
-def _by_product(of_chunk: Callable[..., Array], image: Array, guarded: bool) -> Callable[..., Array]:
+def _by_product(of_chunk: Callable[..., Array], layout: "_Layout", image: Array, guarded: bool) -> Callable[..., Array]:
     """``of_chunk(product, item, tables)`` by `_product`; guarded, by `_product_of_any` where an image needs it."""
     if not (guarded and _has_fractions(image)):
         return jax.checkpoint(functools.partial(of_chunk, _product))  # or a derivative would keep all matrices
-    if _devices_of_mesh() > 1:  # which would have to tell each other
+    if layout.devices and layout.devices > 1:  # which would have to tell each other
         return functools.partial(of_chunk, _product_of_any)
     is_finite = jnp.isfinite(image).all(axis=(0, 2, 3, 4))
     by_products = [functools.partial(of_chunk, product) for product in (_product, _product_of_any)]
@@ -115,13 +114,6 @@ def _product_of_any(images: Array, rows: Array, columns: Array) -> Array:
 def finite(image: Array) -> Array:
     """The image, with 0 for pixels that are not finite."""
     return jnp.where(jnp.isfinite(image), image, 0) if _has_fractions(image) else image
-
-
-def _devices_of_mesh() -> int:
-    """Over how many devices XLA partitions the work, as far as is known while tracing."""
-    mesh = jax.sharding.get_abstract_mesh()
-    axes = zip(mesh.axis_sizes, mesh.axis_types, strict=True)
-    return math.prod(size for size, kind in axes if kind == AxisType.Auto)
 
 
 def _has_fractions(image: Array) -> bool:

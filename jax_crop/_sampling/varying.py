@@ -1,11 +1,20 @@
-"""Types of arrays within `jax.shard_map`, under the names that each JAX has for them."""
+"""What the types of arrays say of meshes; within `jax.shard_map` under the names that each JAX has for it."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.sharding import AxisType
+
+
+def partitioned_over(arrays: Any) -> int:
+    """Over how many devices XLA partitions work on the arrays, as far as is known while tracing."""
+    meshes = [jax.sharding.get_abstract_mesh(), *(jax.typeof(array).sharding.mesh for array in jax.tree.leaves(arrays))]
+    axes = [axis for mesh in meshes for axis in zip(mesh.axis_names, mesh.axis_sizes, mesh.axis_types, strict=True)]
+    return math.prod({name: size for name, size, kind in axes if kind == AxisType.Auto}.values())
 
 
 def vary_as(arrays: Sequence[Any], others: Any) -> list[Any]:

@@ -131,7 +131,9 @@ def images(
     """As `gather.images`."""
 
     def of_level(level: int, shape: tuple[Any, ...]) -> Array:
-        plan = _plan(scheme, level, (crops.shape[0], *shape, crops.shape[-1]), terms, devices)
+        shape = crops.shape[0], *shape, crops.shape[-1]
+        # As few chunks as can be on one device, for each adds to the whole image.
+        plan = _plan(scheme, level, shape, terms, devices, equal=devices is not None and devices > 1)
 
         def add(image: Array, chunk: Any) -> tuple[Array, None]:
             item, crops, tables = chunk
@@ -275,14 +277,16 @@ class _Plan(NamedTuple):
         return [[_matrix(*axis) for axis in zip(table, size, samples, strict=True)] for table in tables]
 
 
-def _plan(scheme: Scheme, level: int, shape: tuple[Any, ...], terms: Sequence[Term], devices: int | None) -> _Plan:
-    """Of images ``[G, B, H, W, C]``."""
+def _plan(
+    scheme: Scheme, level: int, shape: tuple[Any, ...], terms: Sequence[Term], devices: int | None, equal: bool = True
+) -> _Plan:
+    """Of images ``[G, B, H, W, C]``. For `equal` see `_chunks`."""
     samples = terms[0].samples
     crop_size = [axis.index.shape[-1] // count for axis, count in zip(samples[:2], scheme.samples, strict=True)]
     layout = _Layout.of(shape, samples, crop_size, devices)
     terms = layout.terms(terms)
     tables = [Term(term.samples.of_level(level), term.orders).taps(scheme.windows[level]) for term in terms]
-    return _Plan(scheme, layout, _chunks(layout, terms[0].samples), tables)
+    return _Plan(scheme, layout, _chunks(layout, terms[0].samples, equal), tables)
 
 
 def _matrix(taps: Taps, size: int, samples: int) -> Array:
@@ -357,15 +361,18 @@ class _Chunks(NamedTuple):
         return self.items.shape[0] // self.images
 
 
-def _chunks(layout: _Layout, samples: Samples) -> _Chunks:
-    """How boxes are taken in chunks: in order, or sorted by image."""
+def _chunks(layout: _Layout, samples: Samples, equal: bool = True) -> _Chunks:
+    """How boxes are taken in chunks: in order, or sorted by image.
+
+    Equal chunks, if boxes in order divide into such, need no copy that is filled up; and where devices share the boxes,
+    each has as many of every chunk's, which stay where they are.
+    """
     _, batch, *_ = layout.shape
     count, size = samples.rows.index.shape[1], layout.most
     if layout.in_order:
         of_image = count // batch
         chunks = -(-of_image // size) if _is_known(of_image) else 1
-        if layout.together and _is_known(of_image):
-            # Equal ones, in each of which every device has as many of its boxes, so that these stay where they are.
+        if equal and _is_known(of_image):
             share = layout.devices or 1
             chunks = max(range(chunks, 2 * chunks), key=lambda n: 0 if of_image % n else math.gcd(of_image // n, share))
         items = jnp.repeat(jnp.arange(batch, dtype=jnp.int32), chunks)

@@ -105,6 +105,25 @@ def test_communication(operation, argument, layout, kind):
     assert_equals_one_device(result, operation, argument, layout)
 
 
+@pytest.mark.parametrize(("argument", "expected"), [(None, NOTHING), (0, ONE_SUM), (1, NOTHING)])
+@pytest.mark.parametrize("is_set", [True, False])
+def test_kernels_on_an_auto_mesh(argument, expected, is_set):
+    """By matrix products, for a CPU's own programs cannot be partitioned."""
+
+    def antialiased(images, boxes):
+        return jax_crop.crop_and_resize(images, boxes, None, CROP_SIZE, antialias=True)
+
+    layout = "batch_and_boxes"
+    mesh = mesh_of(layout, AxisType.Auto)
+    function = antialiased if argument is None else gradient(antialiased, argument)
+    with jax.set_mesh(mesh) if is_set else contextlib.nullcontext():
+        compiled, collectives = compiled_and_its_collectives(function, sharded(layout, mesh))
+        result = compiled(*sharded(layout, mesh))
+    assert collectives == expected
+    on_one_device = np.asarray(jax.jit(function)(IMAGES, BOXES))
+    np.testing.assert_allclose(result, on_one_device, rtol=0, atol=2e-6 * np.abs(on_one_device).max())
+
+
 @OPERATIONS
 @pytest.mark.parametrize("argument", [None, 0, 1], ids=["forward", "image_gradient", "box_gradient"])
 def test_shard_map(operation, argument):

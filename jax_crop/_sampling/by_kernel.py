@@ -18,7 +18,7 @@ from jax_crop._kernels import Kernel
 from jax_crop._sampling import bands, gather, products
 from jax_crop._sampling.primitives import dense, linear_primitive, moves
 from jax_crop._sampling.tables import Samples, Scheme, closed_under_vmap
-from jax_crop._sampling.varying import zeros
+from jax_crop._sampling.varying import partitioned_over, zeros
 
 Moves = tuple[tuple[Any, Any], tuple[Any, Any]]  # fractions and scales, of rows and of columns
 _NONE: Moves = ((None, None), (None, None))
@@ -32,7 +32,7 @@ def sample_by_kernel(kernel: Kernel, scheme: Scheme, image: Array, samples: Samp
         for program in (products.values_of_kernel, bands.values)
     )
     of_groups = image, jnp.broadcast_to(fill, (image.shape[0], *fill.shape))
-    if not bands.can_compile(image.shape):
+    if not bands.can_compile(image.shape) or partitioned_over((image, samples)) > 1:
         return by_products(of_groups, samples)
     return lax.platform_dependent(of_groups, samples, cpu=by_bands, default=by_products)
 

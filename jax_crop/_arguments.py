@@ -37,9 +37,7 @@ def image(name: str, value: ArrayLike) -> Values:
         raise ValueError(f"{name} must be at least one pixel high and wide, got shape {value.shape}")
     if isinstance(value.shape[-1], int) and value.shape[-2] * value.shape[-1] >= 2**31:
         raise ValueError(f"{name} must hold fewer than 2^31 values in a row, got shape {value.shape}")
-    if isinstance(value, np.ndarray) and value.dtype.itemsize == 8 and not jax.config.read("jax_enable_x64"):
-        value = value.astype(np.float32)  # JAX would truncate wide integers; interpolation runs in float32 anyway
-    return value
+    return _without_wide_integers(value)
 
 
 def boxes(value: ArrayLike, integers: str) -> Values:
@@ -95,11 +93,7 @@ def box_indices(
         if len(boxes_shape) != len(image_shape) - 1 or (len(boxes_shape) == 3 and boxes_shape[0] != image_shape[0]):
             raise ValueError(f"box_indices says which image each box is cut from: expected {forms}; {got} None")
         return None
-    value = _array("box_indices", value)
-    if value.shape == (0,):  # an empty list has no type of its own
-        value = value.astype(np.int32)
-    if not jnp.issubdtype(value.dtype, jnp.integer):
-        raise TypeError(f"box_indices must be of an integer type, got {value.dtype}")
+    value = integers("box_indices", value)
     if len(image_shape) != 4 or len(boxes_shape) != 2 or value.shape != boxes_shape[:1]:
         raise ValueError(f"box_indices must be one index for each box: expected {forms}; {got} {value.shape}")
     if isinstance(value, np.ndarray):
@@ -173,6 +167,16 @@ def integer(name: str, value: Any) -> int:
         raise TypeError(f"{name} must be of an integer type, got {value!r}") from None
 
 
+def integers(name: str, value: Any) -> Values:
+    """An array of any shape."""
+    array = _array(name, value)
+    if array.shape == (0,):  # an empty list has no type of its own
+        array = array.astype(np.int32)
+    if not jnp.issubdtype(array.dtype, jnp.integer):
+        raise TypeError(f"{name} must be of an integer type, got {array.dtype}")
+    return array
+
+
 def _natural(name: str, value: Any) -> int:
     number = integer(name, value)
     if number < 0:
@@ -236,9 +240,7 @@ def fill(value: ArrayLike, channels: int) -> Values:
             f"extrapolation_value must be a scalar or one value for each of {channels} channels, "
             f"got shape {value.shape}"
         )
-    if isinstance(value, np.ndarray) and np.issubdtype(value.dtype, np.integer):  # JAX would truncate wide ones
-        value = value.astype(np.float64 if jax.config.read("jax_enable_x64") else np.float32)
-    return value
+    return _without_wide_integers(value)
 
 
 def floating(name: str, value: DTypeLike) -> Any:
@@ -281,6 +283,13 @@ def native(array: Any) -> Any:
     if isinstance(array, np.ndarray) and (array.dtype == np.longdouble or not array.dtype.isnative):
         return array.astype(np.float64 if array.dtype == np.longdouble else array.dtype.newbyteorder("="), copy=False)
     return array
+
+
+def _without_wide_integers(value: Values) -> Values:
+    """JAX would truncate those of NumPy; interpolation runs in float32 anyway, if float64 is not enabled."""
+    if isinstance(value, np.ndarray) and value.dtype.itemsize == 8 and not jax.config.read("jax_enable_x64"):
+        return value.astype(np.float32)
+    return value
 
 
 def _shape(value: Any) -> Any:

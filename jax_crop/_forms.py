@@ -68,11 +68,10 @@ def _on_each_device(crop: Callable[..., Array], arguments: tuple[Any, ...]) -> A
     *batch, count, _ = _spec(boxes)
     *image_batch, _, _, channels = _spec(images[0])
     if batch:  # of the boxes, so of the images, which are replicated to where their boxes are
-        batch = image_batch = [batch[0] or (None if _names(image_batch[0]) & _names(count) else image_batch[0])]
+        batch = image_batch = [batch[0] or _unless_in(image_batch[0], count)]
     else:
         image_batch = [None for _ in image_batch]
-    if _names(channels) & _names(*batch, count):
-        channels = None
+    channels = _unless_in(channels, *batch, count)
     in_specs = (
         tuple(P(*image_batch, None, None, channels) for _ in images),
         P(*batch, count, None),
@@ -84,6 +83,11 @@ def _on_each_device(crop: Callable[..., Array], arguments: tuple[Any, ...]) -> A
     # Under `jax.vmap` an axis of the mesh may be taken, of which `shard_map` knows by itself.
     names: dict[str, Any] = {} if explicit == set(mesh.axis_names) else {"axis_names": explicit}
     return jax.shard_map(crop, in_specs=in_specs, out_specs=out_specs, **names)(*arguments)
+
+
+def _unless_in(entry: Any, *others: Any) -> Any:
+    """An entry of a `PartitionSpec`, or None if others have one of its axes of the mesh."""
+    return None if _names(entry) & _names(*others) else entry
 
 
 def _names(*entries: Any) -> set[str]:

@@ -300,7 +300,8 @@ def random_resized(
         raise ValueError(f"image_size must be two integers, (height, width), got {size.dtype}{list(size.shape)}")
     area, aspect = _range("area", area, 1), _range("aspect", aspect, math.inf)
     keys = jax.random.split(key, int(count))
-    return _random_resized(keys, size.astype(jnp.int32), area=area, aspect=aspect, align_corners=bool(align_corners))
+    align_corners = _arguments.flag("align_corners", align_corners)
+    return _random_resized(keys, size.astype(jnp.int32), area=area, aspect=aspect, align_corners=align_corners)
 
 
 @functools.partial(jax.jit, static_argnames=("area", "aspect", "align_corners"))
@@ -413,9 +414,7 @@ def check(boxes: Values, box_indices: Values | None = None, batch: int | None = 
     # Sums and extremes need no data from elsewhere where boxes are sharded.
     finite = jnp.isfinite(boxes).all(axis=-1)
     checkify.check(finite.all(), "boxes must be finite, but {} are not", jnp.sum(~finite))
-    indices = jnp.asarray([] if box_indices is None else box_indices)
-    if indices.size and not jnp.issubdtype(indices.dtype, jnp.integer):
-        raise TypeError(f"box_indices must be of an integer type, got {indices.dtype}")
+    indices = jnp.asarray(_arguments.integers("box_indices", [] if box_indices is None else box_indices))
     if batch is not None and indices.size:
         lowest, highest = indices.min(), indices.max()
         message = f"box_indices must be in [0, {batch}), but they reach from {{}} to {{}}"
@@ -447,7 +446,7 @@ def _per_coordinate(values: Values, like: Array, name: str) -> Array:
 def _length(image_size: Values, align_corners: bool) -> Array:
     """The pixels from normalized 0 to 1, `[2]`."""
     size = image_size if isinstance(image_size, Array) else _arguments.size("image_size", image_size)
-    return jnp.asarray(size) - int(align_corners)
+    return jnp.asarray(size) - int(_arguments.flag("align_corners", align_corners))
 
 
 def _fraction(position: Array, length: Array) -> Array:
@@ -489,6 +488,7 @@ def _frame(
     first, last = (jnp.tile(edges, points.shape[-1] // 2) for edges in jnp.split(boxes, 2, axis=-1))
     # One sample stands in the middle of its box, as if pixel edges were aligned.
     sizes = _arguments.size("crop_size", crop_size)
+    align_corners = _arguments.flag("align_corners", align_corners)
     pairs = [(0.0, n - 1) if align_corners and n > 1 else (0.5, n) for n in sizes]
     offset, length = (_per_coordinate(pair, points, "crop_size") for pair in zip(*pairs, strict=True))
     return points, first, last, offset, length

@@ -645,3 +645,17 @@ def draw(count=2, image_size=(48, 64), **ranges):
 def test_errors(error, message, call):
     with pytest.raises(error, match=message):
         call()
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda flag: boxes.normalize([0, 0, 1, 1], 2, align_corners=flag),
+        lambda flag: boxes.to_crop([0, 0, 1, 1], [0, 0, 1, 1], 2, align_corners=flag),
+        lambda flag: boxes.random_resized(jax.random.key(0), 1, (9, 8), align_corners=flag),
+    ],
+    ids=["normalize", "to_crop", "random_resized"],
+)
+def test_traced_align_corners(function):
+    with pytest.raises(TypeError, match=r"^align_corners must be known while tracing, got .*Tracer.*static_argnames"):
+        jax.jit(function)(True)

@@ -39,7 +39,7 @@ def values(scheme: Scheme, images: Sequence[Array], samples: Samples) -> Array:
 
 
 def crops(scheme: Scheme, images: Sequence[Array], terms: Sequence[Term], *, devices: int | None = 1) -> Array:
-    """As `gather.crops`. For `devices` see `_Layout`."""
+    """As `gather.crops`. For `devices` see `_Layout.of`."""
     plans = [_plan(scheme, level, image.shape, terms, devices) for level, image in enumerate(images)]
     return _crops(plans, images)
 
@@ -84,7 +84,7 @@ def _by_product(of_chunk: Callable[..., Array], layout: "_Layout", image: Array,
     """``of_chunk(product, item, tables)`` by `_product`; guarded, by `_product_of_any` where an image needs it."""
     if not (guarded and _has_fractions(image)):
         return jax.checkpoint(functools.partial(of_chunk, _product))  # or a derivative would keep all matrices
-    if _are_many(layout.devices):  # which would have to tell each other
+    if layout.devices > 1:  # which would have to tell each other
         return functools.partial(of_chunk, _product_of_any)
     is_finite = jnp.isfinite(image).all(axis=(0, 2, 3, 4))
     by_products = [functools.partial(of_chunk, product) for product in (_product, _product_of_any)]
@@ -132,7 +132,7 @@ def images(
 
     def of_level(level: int, shape: tuple[Any, ...]) -> Array:
         shape = crops.shape[0], *shape, crops.shape[-1]
-        plan = _plan(scheme, level, shape, terms, devices, equal=_are_many(devices))
+        plan = _plan(scheme, level, shape, terms, devices, few_chunks=True)
 
         def add(image: Array, chunk: Any) -> tuple[Array, None]:
             item, crops, tables = chunk
@@ -167,7 +167,7 @@ def _weights_of_level(
     samples = term.samples
     # The slopes are the derivative times a fraction of 1.
     slopes = samples.with_fractions(*(jnp.ones_like(axis.fraction) for axis in samples[:2]))._replace(share=None)
-    plan = _plan(scheme, level, image.shape, [term, Term(slopes, (1, 1))], devices, equal=_are_many(devices))
+    plan = _plan(scheme, level, image.shape, [term, Term(slopes, (1, 1))], devices, few_chunks=True)
     image, crops = plan.layout.images(image), plan.layout.boxes(crops)
 
     def of_chunk(item: Array, given: tuple[Array, Any]) -> tuple[Array, Array]:
@@ -201,28 +201,32 @@ class _Layout(NamedTuple):
         in_order: whether boxes have no indices into several images.
         together: only if they are in order.
         most: boxes of a chunk.
-        devices: over how many XLA may partition the work, as far as that is known; None if it does not.
+        devices: over how many the work is partitioned, as far as that is known.
     """
 
     given: tuple[Any, ...]
     in_order: bool
     together: bool
     most: int
-    devices: int | None
+    devices: int
 
     @classmethod
     def of(cls, shape: tuple[Any, ...], samples: Samples, crop_size: Sequence[int], devices: int | None) -> "_Layout":
-        """For images ``[G, B, H, W, C]``."""
+        """For images ``[G, B, H, W, C]``.
+
+        ``devices`` is over how many XLA may partition the work, 1 if that is not known; None if it surely does not.
+        """
+        partitioned, devices = devices is not None, devices or 1
         groups, batch, height, width, channels = shape
         count, (h, w) = samples.rows.index.shape[1], crop_size
         in_order = _is_known(batch) and batch == 1
         if not _is_known(channels):
-            return cls(shape, in_order, devices is not None and in_order, 1, devices)
+            return cls(shape, in_order, partitioned and in_order, 1, devices)
         # Of each box, what lies between the products, and the matrices.
         most = max(1, _BYTES_BETWEEN // (4 * (h * width * channels + h * height + w * width)))
         fit = _is_known(groups, count) and groups * count <= most
-        together = in_order and (devices is not None or fit)
-        of_each = most * (devices or 1) // groups if together and _is_known(groups) else most
+        together = in_order and (partitioned or fit)
+        of_each = most * devices // groups if together and _is_known(groups) else most
         return cls(shape, in_order, together, max(1, of_each), devices)
 
     @property
@@ -277,15 +281,20 @@ class _Plan(NamedTuple):
 
 
 def _plan(
-    scheme: Scheme, level: int, shape: tuple[Any, ...], terms: Sequence[Term], devices: int | None, equal: bool = True
+    scheme: Scheme,
+    level: int,
+    shape: tuple[Any, ...],
+    terms: Sequence[Term],
+    devices: int | None,
+    few_chunks: bool = False,
 ) -> _Plan:
-    """Of images ``[G, B, H, W, C]``. For `equal` see `_chunks`."""
+    """Of images ``[G, B, H, W, C]``. For `devices` see `_Layout.of`, for `few_chunks` `_chunks`."""
     samples = terms[0].samples
     crop_size = [axis.index.shape[-1] // count for axis, count in zip(samples[:2], scheme.samples, strict=True)]
     layout = _Layout.of(shape, samples, crop_size, devices)
     terms = layout.terms(terms)
     tables = [Term(term.samples.of_level(level), term.orders).taps(scheme.windows[level]) for term in terms]
-    return _Plan(scheme, layout, _chunks(layout, terms[0].samples, equal), tables)
+    return _Plan(scheme, layout, _chunks(layout, terms[0].samples, few_chunks), tables)
 
 
 def _matrix(taps: Taps, size: int, samples: int) -> Array:
@@ -360,21 +369,23 @@ class _Chunks(NamedTuple):
         return self.items.shape[0] // self.images
 
 
-def _chunks(layout: _Layout, samples: Samples, equal: bool = True) -> _Chunks:
+def _chunks(layout: _Layout, samples: Samples, few: bool = False) -> _Chunks:
     """How boxes are taken in chunks: in order, or sorted by image.
 
     Equal chunks, if boxes in order divide into such, need no copy that is filled up; and where devices share the boxes,
     each has as many of every chunk's, which stay where they are. But there are more of them: an image's gradient adds
-    to all of the image with each, and that of boxes takes twice as long on a v6e. On one device both take few.
+    to all of the image with each, and that of boxes takes twice as long on a v6e. On one device both ask for few.
     """
     _, batch, *_ = layout.shape
     count, size = samples.rows.index.shape[1], layout.most
     if layout.in_order:
         of_image = count // batch
         chunks = -(-of_image // size) if _is_known(of_image) else 1
-        if equal and _is_known(of_image):
-            share = layout.devices or 1
-            chunks = max(range(chunks, 2 * chunks), key=lambda n: 0 if of_image % n else math.gcd(of_image // n, share))
+        if _is_known(of_image) and (layout.devices > 1 or not few):
+            chunks = max(
+                range(chunks, 2 * chunks),
+                key=lambda n: 0 if of_image % n else math.gcd(of_image // n, layout.devices),
+            )
         items = jnp.repeat(jnp.arange(batch, dtype=jnp.int32), chunks)
         return _Chunks(items, -(-of_image // chunks), count, batch, layout.together)
 
@@ -394,10 +405,6 @@ def _chunks(layout: _Layout, samples: Samples, equal: bool = True) -> _Chunks:
     items = jnp.sum(jnp.arange(chunks, dtype=jnp.int32)[:, None] >= end[None], axis=1)
     items = jnp.minimum(items, batch - 1).astype(jnp.int32)
     return _Chunks(items, size, count, 1, False, boxes, places)
-
-
-def _are_many(devices: int | None) -> bool:
-    return devices is not None and devices > 1
 
 
 def _is_known(*sizes: Any) -> bool:

@@ -10,6 +10,7 @@ from jax import Array, lax
 
 from jax_crop._sampling import gather, linear, loops, products
 from jax_crop._sampling.by_kernel import sample_by_kernel as sample_by_kernel
+from jax_crop._sampling.meshes import partitioned_over
 from jax_crop._sampling.primitives import dense, moves
 from jax_crop._sampling.tables import Samples as Samples
 from jax_crop._sampling.tables import Scheme as Scheme
@@ -17,7 +18,6 @@ from jax_crop._sampling.tables import Term, closed_under_vmap, inside
 from jax_crop._sampling.tables import each_group as each_group
 from jax_crop._sampling.tables import float_of as float_of
 from jax_crop._sampling.tables import in_items as in_items
-from jax_crop._sampling.varying import partitioned_over
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))

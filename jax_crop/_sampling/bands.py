@@ -17,9 +17,9 @@ from jax import Array, lax
 from jax_crop._calls import small
 from jax_crop._geometry import Axis
 from jax_crop._kernels import Kernel, on_last
+from jax_crop._sampling.meshes import zeros
 from jax_crop._sampling.steps import at, loop, only, put, restored, stored, summed, take
 from jax_crop._sampling.tables import Samples, flat, float_of, items_of_all
-from jax_crop._sampling.varying import zeros
 
 # How many floats of a row of pixels are summed at once, and of a column of samples: these stay in the nearest cache.
 _ACROSS = 256

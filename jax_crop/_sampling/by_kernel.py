@@ -16,9 +16,9 @@ from jax.interpreters import ad
 
 from jax_crop._kernels import Kernel
 from jax_crop._sampling import bands, gather, products
+from jax_crop._sampling.meshes import partitioned_over, zeros
 from jax_crop._sampling.primitives import dense, linear_primitive, moves
 from jax_crop._sampling.tables import Samples, Scheme, closed_under_vmap
-from jax_crop._sampling.varying import partitioned_over, zeros
 
 Moves = tuple[tuple[Any, Any], tuple[Any, Any]]  # fractions and scales, of rows and of columns
 _NONE: Moves = ((None, None), (None, None))

@@ -18,8 +18,8 @@ from jax.typing import ArrayLike
 
 from jax_crop._calls import in_memory
 from jax_crop._geometry import Axis
+from jax_crop._sampling.meshes import zeros
 from jax_crop._sampling.tables import Samples, Scheme, Taps, Term, each_group, inside, total
-from jax_crop._sampling.varying import zeros
 
 # Unrolled samples of a bin are fused into one pass; more would make the program grow.
 _UNROLLED = 4

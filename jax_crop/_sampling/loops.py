@@ -18,9 +18,9 @@ from jax import Array, lax
 
 from jax_crop._calls import small
 from jax_crop._sampling import gather
+from jax_crop._sampling.meshes import zeros
 from jax_crop._sampling.steps import at, loop, only, put, restored, stored, summed, take
 from jax_crop._sampling.tables import Samples, Scheme, Taps, Term, flat, items_of_all, total
-from jax_crop._sampling.varying import zeros
 
 
 def values(scheme: Scheme, images: Sequence[Array], samples: Samples) -> Array:

@@ -16,8 +16,8 @@ from jax.custom_derivatives import SymbolicZero
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
+from jax_crop._sampling.meshes import vary_as, zeros
 from jax_crop._sampling.tables import joined, total
-from jax_crop._sampling.varying import vary_as, zeros
 
 Arrays = Sequence[Any]
 Bind = Callable[[Any, Any], Arrays]

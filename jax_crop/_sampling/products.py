@@ -22,8 +22,8 @@ from jax import Array, lax
 from jax_crop import _kernels
 from jax_crop._geometry import Axis
 from jax_crop._kernels import Kernel
+from jax_crop._sampling.meshes import partitioned_over, zeros
 from jax_crop._sampling.tables import Samples, Scheme, Taps, Term, flat, float_of, inside, items_of_all, total
-from jax_crop._sampling.varying import partitioned_over, zeros
 
 # What lies between two products, of all boxes of a chunk.
 _BYTES_BETWEEN = 32 * 2**20

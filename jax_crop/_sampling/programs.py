@@ -24,7 +24,10 @@ class Program(NamedTuple):
 
 
 def of(devices: int | None) -> dict[str, Program]:
-    """By platform, for what XLA partitions over devices, or for None; ``"default"`` for all others."""
+    """By platform, ``"default"`` for all others.
+
+    ``devices`` is over how many XLA partitions the work, None if it does not.
+    """
     of_tpu = [functools.partial(f, devices=devices) for f in (products.crops, products.images, products.weights)]
     by_gather = Program(gather.crops, gather.images, gather.weights)
     by_loops = Program(loops.crops, loops.images, loops.weights)

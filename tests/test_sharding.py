@@ -31,7 +31,7 @@ def crop(images, boxes, box_indices=None):
 
 
 def pool_of_pyramid(images, boxes, box_indices=None):
-    pyramid = (images, images[:, ::2, ::2])
+    pyramid = (images, images[..., ::2, ::2, :])
     return jax_crop.multilevel_roi_align(pyramid, boxes * 16, box_indices, CROP_SIZE, canonical_size=16.0)
 
 
@@ -109,10 +109,6 @@ def test_communication(operation, argument, layout, kind):
 @pytest.mark.parametrize("is_set", [True, False])
 def test_kernels_on_an_auto_mesh(argument, expected, is_set):
     """By matrix products, for a CPU's own programs cannot be partitioned."""
-
-    def antialiased(images, boxes):
-        return jax_crop.crop_and_resize(images, boxes, None, CROP_SIZE, antialias=True)
-
     layout = "batch_and_boxes"
     mesh = mesh_of(layout, AxisType.Auto)
     function = antialiased if argument is None else gradient(antialiased, argument)
@@ -122,6 +118,27 @@ def test_kernels_on_an_auto_mesh(argument, expected, is_set):
     assert collectives == expected
     on_one_device = np.asarray(jax.jit(function)(IMAGES, BOXES))
     np.testing.assert_allclose(result, on_one_device, rtol=0, atol=2e-6 * np.abs(on_one_device).max())
+
+
+def antialiased(images, boxes, box_indices=None):
+    return jax_crop.crop_and_resize(images, boxes, box_indices, CROP_SIZE, antialias=True)
+
+
+def pool_of_16_bits(images, boxes, box_indices=None):
+    return jax_crop.roi_align(images.astype(jnp.bfloat16), boxes * 16, box_indices, CROP_SIZE)
+
+
+@pytest.mark.parametrize("layout", ["batch_and_channels", "boxes"])
+@pytest.mark.parametrize("operation", [crop, pool_of_pyramid, pool_of_16_bits, antialiased])
+def test_a_mesh_that_no_type_shows(operation, layout):
+    """Arguments come to it by ``in_shardings``: a CPU's loops would fail to compile there."""
+    mesh = mesh_of(layout, AxisType.Auto)
+    arguments, specs = arguments_of(layout)
+    shardings = tuple(NamedSharding(mesh, spec) for spec in specs)
+    for function in [operation] if layout == "boxes" else [operation, jax.vmap(operation)]:
+        result = jax.jit(function, in_shardings=shardings)(*arguments)
+        alone = np.asarray(jax.jit(function)(*arguments), np.float32)
+        np.testing.assert_allclose(np.asarray(result, np.float32), alone, rtol=0, atol=2e-6 * np.abs(alone).max())
 
 
 @OPERATIONS

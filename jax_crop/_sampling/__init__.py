@@ -10,7 +10,7 @@ from jax import Array, lax
 
 from jax_crop._sampling import gather, linear, loops, products
 from jax_crop._sampling.by_kernel import sample_by_kernel as sample_by_kernel
-from jax_crop._sampling.meshes import partitioned_over
+from jax_crop._sampling.meshes import unless_partitioned
 from jax_crop._sampling.primitives import dense, moves
 from jax_crop._sampling.tables import Samples as Samples
 from jax_crop._sampling.tables import Scheme as Scheme
@@ -38,9 +38,10 @@ def sample(scheme: Scheme, images: tuple[Array, ...], samples: Samples, fill: Ar
     programs: dict[str, Callable[..., Array]] = {
         "tpu": lambda fill, *arrays: _filled(by_products(*arrays), samples, fill)
     }
-    if loops.gather_holds(scheme, images) and partitioned_over((images, samples)) == 1:
-        by_loops = closed_under_vmap(functools.partial(loops.values, scheme))
-        programs["cpu"] = lambda fill, *arrays: by_loops(*arrays)
+    if loops.gather_holds(scheme, images):  # where there is no fill
+        by_loops = functools.partial(loops.values, scheme)
+        on_cpu = closed_under_vmap(functools.partial(unless_partitioned, by_loops, functools.partial(by_gather, None)))
+        programs["cpu"] = lambda fill, *arrays: on_cpu(*arrays)
     return lax.platform_dependent(fill, images, samples, **programs, default=by_gather)
 
 

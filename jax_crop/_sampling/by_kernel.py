@@ -16,7 +16,7 @@ from jax.interpreters import ad
 
 from jax_crop._kernels import Kernel
 from jax_crop._sampling import bands, gather, products
-from jax_crop._sampling.meshes import partitioned_over, zeros
+from jax_crop._sampling.meshes import unless_partitioned, zeros
 from jax_crop._sampling.primitives import dense, linear_primitive, moves
 from jax_crop._sampling.tables import Samples, Scheme, closed_under_vmap
 
@@ -27,14 +27,15 @@ _NONE: Moves = ((None, None), (None, None))
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def sample_by_kernel(kernel: Kernel, scheme: Scheme, image: Array, samples: Samples, fill: Array) -> Array:
     """As `sample` of one image, which an interpolation kernel weighs; differentiable in scales, too."""
-    by_products, by_bands = (
-        closed_under_vmap(functools.partial(program, kernel, scheme.dtype))
-        for program in (products.values_of_kernel, bands.values)
-    )
+    by_products = functools.partial(products.values_of_kernel, kernel, scheme.dtype)
+    programs: dict[str, Callable[..., Array]] = {"default": by_products}
+    if bands.can_compile(image.shape):
+        programs["cpu"] = functools.partial(
+            unless_partitioned, functools.partial(bands.values, kernel, scheme.dtype), by_products
+        )
     of_groups = image, jnp.broadcast_to(fill, (image.shape[0], *fill.shape))
-    if not bands.can_compile(image.shape) or partitioned_over((image, samples)) > 1:
-        return by_products(of_groups, samples)
-    return lax.platform_dependent(of_groups, samples, cpu=by_bands, default=by_products)
+    programs = {platform: closed_under_vmap(program) for platform, program in programs.items()}
+    return lax.platform_dependent(of_groups, samples, **programs)
 
 
 @functools.partial(sample_by_kernel.defjvp, symbolic_zeros=True)

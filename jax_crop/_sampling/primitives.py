@@ -5,7 +5,6 @@ and a tree of operands, of which those that an operation does not take, as its o
 """
 
 import functools
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,7 +15,7 @@ from jax.custom_derivatives import SymbolicZero
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from jax_crop._sampling.meshes import vary_as, zeros
+from jax_crop._sampling.meshes import lowered_for, vary_as, zeros
 from jax_crop._sampling.tables import joined, total
 
 Arrays = Sequence[Any]
@@ -63,7 +62,7 @@ def linear_primitive(
 
     def lower(context: Any, *leaves: Any, what: Any, tree: Any) -> Any:
         module = context.module_context
-        devices = _devices(module.axis_context)
+        devices = lowered_for(module.axis_context)
         here = programs(what, jax.tree.unflatten(tree, context.avals_in), devices)
         # Only what is asked for is traced: one program, if not for `jax.export`.
         asked = sorted({platform if platform in here else "default" for platform in module.platforms})
@@ -132,12 +131,3 @@ def is_asked(operands: Any) -> bool:
 
 def _is_zero(dot: Any) -> bool:
     return isinstance(dot, ad.Zero | SymbolicZero)
-
-
-def _devices(axis_context: Any) -> int | None:
-    """Over how many devices XLA partitions a program, as far as is known; None if each runs one of its own."""
-    if hasattr(axis_context, "manual_axes"):  # within `jax.shard_map`
-        others = [size for name, size in axis_context.mesh.shape.items() if name not in axis_context.manual_axes]
-        return math.prod(others) if others else None
-    devices = getattr(axis_context, "num_devices", None) or 0
-    return None if devices == 1 else max(devices, 1)

@@ -29,7 +29,7 @@ import jax_crop
 
 ROOT = Path(__file__).parents[2]
 FIGURES = ROOT / "docs/figures"
-# Grounds are transparent, and these read on light and on dark pages.
+# Grounds are transparent, and these read on light and on dark pages. Wider than 7 inches, text is too small on phones.
 OURS, THEIRS, INK = "#a450d6", "#e8590c", "#808080"
 WHOLE = np.array([[0, 0, 1, 1]], np.float32)
 STYLE = {
@@ -53,7 +53,7 @@ def geometry() -> plt.Figure:
         "TensorFlow": tf.image.crop_and_resize(small, WHOLE, [0], (112, 112), extrapolation_value=-1)[0],
         "jax_crop": jax_crop.crop_and_resize(small, WHOLE, [0], (112, 112), extrapolation_value=-1)[0],
     }
-    figure, (upper, lower) = plt.subplots(2, 2, figsize=(8.6, 9), layout="constrained")
+    figure, (upper, lower) = plt.subplots(2, 2, figsize=(7, 7.6), layout="constrained")
     for axes, (title, crop) in zip(upper, crops.items(), strict=True):
         filled = np.where(np.asarray(crop) < 0, [255, 0, 160], crop)
         axes.imshow(filled.round().astype(np.uint8)[72:, 72:], extent=(71.5, 111.5, 111.5, 71.5))
@@ -72,9 +72,7 @@ def geometry() -> plt.Figure:
             extent=(1.5, 64.5, 1.5, 64.5),
             interpolation="none",
         )
-        axes.set(
-            title=f"{title}:\n{lost.mean():.1%} of the sizes lose an edge", xlabel="crop size", ylabel="image size"
-        )
+        axes.set(title=f"{title}:\n{lost.mean():.1%} of sizes lose an edge", xlabel="crop size", ylabel="image size")
     return figure
 
 
@@ -125,11 +123,11 @@ def derivatives() -> plt.Figure:
         crops = tf.image.crop_and_resize(image[None], boxes, np.zeros(len(pixels), np.int32), (1, 1))
     theirs = tape.gradient(crops, boxes).numpy()[:, [1, 3]].sum(axis=1) / last
 
-    figure, (upper, lower) = plt.subplots(2, 1, figsize=(9, 5.8), sharex=True, layout="constrained")
+    figure, (upper, lower) = plt.subplots(2, 1, figsize=(7, 5.4), sharex=True, layout="constrained")
     figure.get_layout_engine().set(h_pad=0.1, w_pad=0.1)
     upper.set(title="the surface: the pixels of a row, and what is read between them", ylabel="value")
     lower.set(
-        title="its slope: the derivative with respect to the position of a sample",
+        title="its slope, with respect to the position of a sample",
         ylabel="slope",
         xlabel="position (pixel)",
     )
@@ -146,7 +144,7 @@ def derivatives() -> plt.Figure:
         "o",
         color=OURS,
         markersize=9,
-        label="jax_crop on a pixel: toward higher indices, at the last one inward",
+        label="jax_crop on a pixel: toward\nhigher indices, at the last inward",
     )
     lower.plot(pixels, theirs, "x", color=THEIRS, markersize=10, markeredgewidth=2.5, label="TensorFlow on a pixel: 0")
     lower.set_ylim(-2.6, 4.6)
@@ -166,18 +164,18 @@ def alignment() -> plt.Figure:
         return jax_crop.roi_align(ramps, object_, None, (2 * n, 2 * n), sampling_ratio=1, aligned=aligned)[0]
 
     panels = {
-        "crop_and_resize\nboxes through pixel centres": (
+        "crop_and_resize,\nalign_corners=True:\nthrough pixel centres": (
             jax_crop.crop_and_resize(ramps, centres, None, (n, n))[0],
             (1, 4),
         ),
-        "crop_and_resize, align_corners=False\nboxes along pixel edges": (
+        "crop_and_resize,\nalign_corners=False:\nalong pixel edges": (
             jax_crop.crop_and_resize(ramps, edges, None, (n, n), align_corners=False)[0],
             (0.5, 4.5),
         ),
-        "roi_align\nalong edges, samples averaged": (samples_of_bins(True), (0.5, 4.5)),
-        "roi_align, aligned=False\nhalf a pixel off": (samples_of_bins(False), (1, 5)),
+        "roi_align,\naligned=True:\nalong edges, averaged": (samples_of_bins(True), (0.5, 4.5)),
+        "roi_align,\naligned=False:\nhalf a pixel off": (samples_of_bins(False), (1, 5)),
     }
-    figure, every = plt.subplots(2, 2, figsize=(9, 9.8), layout="constrained")
+    figure, every = plt.subplots(2, 2, figsize=(7, 8.2), layout="constrained")
     figure.get_layout_engine().set(h_pad=0.15)
     colours = plt.get_cmap("tab10").colors
     for axes, (title, (samples, (start, stop))) in zip(every.flat, panels.items(), strict=True):

@@ -44,7 +44,7 @@ def write() -> None:
     )
     if result := results.load("cpu", "correctness"):
         cells = [(row["question"], *answer) for row in result.rows for answer in row["answers"].items()]
-        _fill("correctness-table.md", answers=_table(cells), machine=_measured_on(result.machine))
+        _fill("correctness-table.md", answers=_table(cells, [OURS]), machine=_measured_on(result.machine))
 
 
 def _fill(page: str, **parts: str) -> None:
@@ -92,14 +92,14 @@ def _speed_of(backend: str) -> Iterator[str]:
     yield f"## On {_place(machine)}\n\n{_measured_on(machine)}"
     kernels = results.rows(backend, "kernels")
     yield from _speed([*results.rows(backend, "speed"), *kernels])
-    yield from _speed(results.rows(backend, TORCHVISION))
+    yield from _speed(results.rows(backend, TORCHVISION), f", beside {TORCHVISION}")
     ours = [row for row in kernels if row.who == OURS]
     first = {row.case: row for row in ours if row.operation == FORWARD}
     cells = [(row.case, row.operation, f"{_ratio(row, first[row.case])} ({_mib(row)} MiB)") for row in ours]
     yield f"### Our gradients over our forward pass, antialiased\n\n{_table(cells)}"
 
 
-def _speed(rows: Sequence[Row]) -> Iterator[str]:
+def _speed(rows: Sequence[Row], beside: str = "") -> Iterator[str]:
     """A table for each operation on crops and ROIAlign, and on what is antialiased."""
     for antialiased in (False, True):
         for operation in OPERATIONS:
@@ -115,7 +115,7 @@ def _speed(rows: Sequence[Row]) -> Iterator[str]:
             for case, row in ours.items():
                 cells += [(case, "ours: compile, s", f"{row.compile_seconds:.1f}"), (case, "MiB", _mib(row))]
             if here:
-                title = f"### {operation.capitalize()}{', antialiased' * antialiased}"
+                title = f"### {operation.capitalize()}{', antialiased' * antialiased}{beside}"
                 yield f"{title}\n\n{_table(cells, ['ours, ms', *PEERS, FLOOR])}"
 
 

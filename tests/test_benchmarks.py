@@ -123,7 +123,7 @@ def test_pages(tmp_path, monkeypatch):
         "| 255 | 1.00 (1.00) | 1.00 (1.00) | 1.00 (1.00) |",
     ):
         assert text in tables, text
-    assert "| wrong decisions | 7 | 0 |" in (tmp_path / "correctness-table.md").read_text()
+    assert "| wrong decisions | 0 | 7 |" in (tmp_path / "correctness-table.md").read_text()
     assert "forward 4.00 (2.00) in 2 cases. With an allocator" in report.headlines("cpu")[1]
 
 

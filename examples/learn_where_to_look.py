@@ -107,9 +107,10 @@ def main(output: str) -> None:
 
 
 def draw(photo, truth, ours, tensorflows, off_grid, output: str) -> None:
-    """The way over the photograph to the left; what the crops show and how the loss fell to the right."""
-    figure = plt.figure(figsize=(12, 5.6), layout="constrained")
-    left, right = figure.subfigures(1, 2, width_ratios=[1, 1.15])
+    """The way over the photograph, and beside it what the crops show; below, how the loss fell."""
+    figure = plt.figure(figsize=(8, 7.6), layout="constrained")
+    upper, losses = figure.subfigures(2, 1, height_ratios=[1.35, 1])
+    left, crops = upper.subfigures(1, 2, width_ratios=[1.1, 1])
     way, colours = np.asarray(ours[0]) * (SIZE - 1), plt.get_cmap("cool")
     axes = left.subplots()
     axes.imshow(photo)
@@ -124,11 +125,10 @@ def draw(photo, truth, ours, tensorflows, off_grid, output: str) -> None:
     y1, x1, y2, x2 = np.asarray(truth) * (SIZE - 1)
     axes.plot([x1, x2, x2, x1, x1], [y1, y1, y2, y2, y1], ":", color="white", linewidth=2.5)
 
-    crops, losses = right.subfigures(2, 1)
     boxes = jnp.stack([truth, ours[0][0], ours[0][-1], tensorflows[0][-1]])
     titles = ["looked for", "start", "found", "TF's, from pixels"]
     for place, title, crop in zip(
-        crops.subplots(1, 4), titles, jax_crop.crop_and_resize(photo, boxes, None, CROP_SIZE), strict=True
+        crops.subplots(2, 2).flat, titles, jax_crop.crop_and_resize(photo, boxes, None, CROP_SIZE), strict=True
     ):
         place.imshow(crop)
         place.set_title(title, fontsize=12)

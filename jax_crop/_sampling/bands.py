@@ -24,8 +24,8 @@ from jax_crop._sampling.tables import Samples, flat, float_of, items_of_all
 # How many floats of a row of pixels are summed at once, and of a column of samples: these stay in the nearest cache.
 _ACROSS = 256
 _DOWN = 4096
-# Of a sum of products: as many at a time as registers hold.
-_LANES = 32
+# Of a sum of products: so many at a time that none of them waits for the one before it.
+_LANES = 128
 
 
 def can_compile(shape: tuple[Any, ...]) -> bool:

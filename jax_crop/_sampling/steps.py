@@ -56,11 +56,11 @@ def summed(values: Array) -> Array:
 
 
 def stored(array: Array) -> Array:
-    """16-bit floats as integers, or what else there is as it is.
+    """bfloat16 as integers, or what else there is as it is.
 
     Where a loop reads or writes a little of an array of such floats, XLA would hold all of it in float32.
     """
-    return lax.bitcast_convert_type(array, jnp.uint16) if array.dtype in (jnp.bfloat16, jnp.float16) else array
+    return lax.bitcast_convert_type(array, jnp.uint16) if array.dtype == jnp.bfloat16 else array
 
 
 def restored(array: Array, dtype: Any) -> Array:

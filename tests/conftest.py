@@ -36,6 +36,11 @@ STRICT = {  # each can only raise errors: who passes under all of them passes un
 }
 
 
+def pytest_collection_modifyitems(items):
+    """The longest first, so that no process waits for another at the end."""
+    items.sort(key=lambda item: item.path.name not in ("test_small_programs.py", "test_strict.py"))
+
+
 @contextlib.contextmanager
 def jax_config(**options):
     """JAX under other options for a while."""

@@ -27,15 +27,15 @@ _NONE: Moves = ((None, None), (None, None))
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def sample_by_kernel(kernel: Kernel, scheme: Scheme, image: Array, samples: Samples, fill: Array) -> Array:
     """As `sample` of one image, which an interpolation kernel weighs; differentiable in scales, too."""
-    by_products = functools.partial(products.values_of_kernel, kernel, scheme.dtype)
-    programs: dict[str, Callable[..., Array]] = {"default": by_products}
-    if bands.can_compile(image.shape):
-        programs["cpu"] = functools.partial(
-            unless_partitioned, functools.partial(bands.values, kernel, scheme.dtype), by_products
-        )
+    by_products, by_bands = (
+        functools.partial(program, kernel, scheme.dtype) for program in (products.values_of_kernel, bands.values)
+    )
+    on_cpu = closed_under_vmap(functools.partial(unless_partitioned, by_bands, by_products))
+    on_others = closed_under_vmap(by_products)
     of_groups = image, jnp.broadcast_to(fill, (image.shape[0], *fill.shape))
-    programs = {platform: closed_under_vmap(program) for platform, program in programs.items()}
-    return lax.platform_dependent(of_groups, samples, **programs)
+    if not bands.can_compile(image.shape):
+        return on_others(of_groups, samples)
+    return lax.platform_dependent(of_groups, samples, cpu=on_cpu, default=on_others)
 
 
 @functools.partial(sample_by_kernel.defjvp, symbolic_zeros=True)

@@ -36,8 +36,8 @@ def crops(scheme: Scheme, images: Sequence[Array], terms: Sequence[Term]) -> Arr
 
 
 def gather_holds(scheme: Scheme, images: Sequence[Array]) -> bool:
-    """Whether XLA on CPUs would hold images for a gather: stacked, or 16-bit ones in float32 for several samples."""
-    return len(images) > 1 or (scheme.samples != (1, 1) and images[0].dtype in (jnp.bfloat16, jnp.float16))
+    """Whether XLA on CPUs would hold images for a gather: stacked, or bfloat16 in float32 for several samples."""
+    return len(images) > 1 or (scheme.samples != (1, 1) and images[0].dtype == jnp.bfloat16)
 
 
 def _crops(scheme: Scheme, images: Sequence[Array], terms: Sequence[Term], pixel_sum: Callable[..., Array]) -> Array:

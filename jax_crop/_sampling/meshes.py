@@ -43,12 +43,12 @@ def zeros(shape: Sequence[Any], dtype: Any, *others: Any) -> Array:
 def unless_partitioned(alone: Callable[..., Array], shared: Callable[..., Array], *arrays: Any) -> Array:
     """``alone(*arrays)``, a CPU's program that XLA cannot partition; or where it would have to, ``shared(*arrays)``.
 
-    Of a mesh that no type shows, as of ``in_shardings``, nothing is known before the program is lowered. Where there
-    may be one, a primitive waits for that: the one that a forward pass has of our own.
+    Types tell of most meshes. Of one that they do not show, as of ``in_shardings``, only a lowering knows: where there
+    may be such a mesh, a primitive chooses then, the only one of our own that a forward pass has.
     """
     if partitioned_over(arrays) > 1:
         return shared(*arrays)
-    if any(not mesh.empty for mesh in _meshes(arrays)) or _cpu_devices() == 1:
+    if _cpu_devices() == 1 or any(not mesh.empty for mesh in _meshes(arrays)):
         return alone(*arrays)
     leaves, tree = jax.tree.flatten(arrays)
 

@@ -58,7 +58,7 @@ def summed(values: Array) -> Array:
 def stored(array: Array) -> Array:
     """bfloat16 as integers, or what else there is as it is.
 
-    Where a loop reads or writes a little of an array of such floats, XLA would hold all of it in float32.
+    Where a loop reads or writes a little of an array of it, XLA would hold all of that in float32.
     """
     return lax.bitcast_convert_type(array, jnp.uint16) if array.dtype == jnp.bfloat16 else array
 

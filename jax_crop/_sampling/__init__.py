@@ -38,7 +38,7 @@ def sample(scheme: Scheme, images: tuple[Array, ...], samples: Samples, fill: Ar
     programs: dict[str, Callable[..., Array]] = {
         "tpu": lambda fill, *arrays: _filled(by_products(*arrays), samples, fill)
     }
-    if loops.gather_holds(scheme, images):  # where there is no fill
+    if loops.gather_holds(scheme, images):  # in pooling alone, which has no fill
         by_loops = functools.partial(loops.values, scheme)
         on_cpu = closed_under_vmap(functools.partial(unless_partitioned, by_loops, functools.partial(by_gather, None)))
         programs["cpu"] = lambda fill, *arrays: on_cpu(*arrays)

@@ -32,10 +32,6 @@ INDICES = np.array([0, 1, 1, -1, 0, 1, 1, 0, 1])
 
 methods = pytest.mark.parametrize("method", KERNELS)
 alignments = pytest.mark.parametrize("align_corners", [True, False], ids=["corners", "centres"])
-# What is of geometry is not of the kernel: where programs take seconds to compile, each has one of the two.
-aligned_methods = pytest.mark.parametrize(
-    ("method", "align_corners"), list(zip(KERNELS, [True, False] * 2, strict=True))
-)
 
 
 def random_image(shape, dtype="float32", seed=0):
@@ -301,7 +297,8 @@ def sum_of_squares(method, align_corners):
     )
 
 
-@aligned_methods
+@methods
+@alignments
 def test_derivatives_where_kernels_end(align_corners, method):
     """On pixels, at scales of 1, 2 and 3, outside and nowhere: finite, and 0 where nothing moves."""
     boxes = np.float32([[0, 0, 1, 1], [0.25, 0, 0.75, 0.5], [2, 2, 3, 3], [np.nan, 0, 1, 1], [-3e38, 0, 3e38, 1]])
@@ -317,7 +314,8 @@ def test_derivatives_where_kernels_end(align_corners, method):
     assert not np.any(second[1][2:4])
 
 
-@aligned_methods
+@methods
+@alignments
 def test_derivatives_of_one_pixel(align_corners, method):
     """Which all samples show, wherever they are."""
     image = random_image((1, 1, 2))

@@ -8,12 +8,16 @@ os.environ["KERAS_BACKEND"] = "jax"  # TensorFlow imports Keras
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
+import collections
 import contextlib
+import gc
 
 import jax
 import pytest
 from hypothesis import HealthCheck, settings
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from tests.covering import few
 
 settings.register_profile(
     "tests",
@@ -26,6 +30,7 @@ settings.load_profile("tests")
 
 
 OPTIMIZED = pytest.mark.optimized
+PAIRS = pytest.mark.covering(2)
 STRICT = {  # each can only raise errors: who passes under all of them passes under each
     "jax_numpy_rank_promotion": "raise",
     "jax_numpy_dtype_promotion": "strict",
@@ -36,9 +41,34 @@ STRICT = {  # each can only raise errors: who passes under all of them passes un
 }
 
 
-def pytest_collection_modifyitems(items):
-    """The longest first, so that no process waits for another at the end."""
+def pytest_addoption(parser):
+    parser.addoption("--every-combination", action="store_true", help="run all cases of tests marked as covering")
+
+
+def pytest_collection_modifyitems(config, items):
+    """The longest first, so that no process waits for another at the end; of some tests, only some combinations."""
     items.sort(key=lambda item: item.path.name not in ("test_small_programs.py", "test_strict.py"))
+    if not config.getoption("every_combination"):
+        others = _others(items)
+        config.hook.pytest_deselected(items=others)
+        items[:] = [item for item in items if item not in others]
+    gc.freeze()  # what was imported: to search all of it again and again takes a twelfth of the tests' time
+    gc.set_threshold(100_000, 20, 100)
+
+
+def _others(items):
+    """Those of covering tests that may stay away. Under each JAX, as in CI's environments, they are different ones."""
+    tests = collections.defaultdict(list)
+    for item in items:
+        if marker := item.get_closest_marker("covering"):
+            tests[item.path, item.originalname, *marker.args].append(item)
+    others = []
+    for (_, name, strength), cases in tests.items():
+        # By identity, for not all values can be compared.
+        parameters = [{name: id(value) for name, value in case.callspec.params.items()} for case in cases]
+        chosen = few(parameters, strength, f"{name}, JAX {jax.__version__}")
+        others += [case for place, case in enumerate(cases) if place not in chosen]
+    return others
 
 
 @contextlib.contextmanager

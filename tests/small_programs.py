@@ -84,8 +84,8 @@ def composed(program, crop, image, boxes, indices, crops_bar):
 
 def _joined(each, is_crops):
     if is_crops:
-        return each[:, 0]
-    of_images, of_boxes = each
+        return np.asarray(each)[:, 0]
+    of_images, of_boxes = map(np.asarray, each)
     return of_images.sum(0), of_boxes[:, 0]
 
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from jax_crop import crop_and_resize
 from tests import oracle
+from tests.conftest import PAIRS
 
 METHODS = ["bilinear", "nearest"]
 WHOLE = np.float32([[0, 0, 1, 1]])
@@ -102,6 +103,7 @@ def vmapped_over_channels(image, boxes, box_indices, crop_size, *, extrapolation
     return jax.vmap(crop, in_axes=(3, 0), out_axes=3)(jnp.asarray(image), fill)[..., 0]
 
 
+@PAIRS
 @alignments
 @methods
 @pytest.mark.parametrize("transform", [plain, jitted, eager, vmapped_over_boxes, vmapped_over_channels])

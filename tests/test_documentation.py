@@ -10,10 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.conftest import OPTIMIZED
-
-pytestmark = OPTIMIZED
-
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))]
 EXAMPLE = re.compile(r"^```python\n(?!--8<--)(.*?)^```$(?:\n+^```text\n(.*?)^```$)?", re.MULTILINE | re.DOTALL)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import jax_crop
 from jax_crop import _geometry
 from tests import oracle
-from tests.conftest import OPTIMIZED, jax_config
+from tests.conftest import OPTIMIZED, PAIRS, jax_config
 
 pytestmark = OPTIMIZED
 
@@ -114,6 +114,7 @@ def test_a_million_decisions(lattice):
     assert decisions > 1_000_000
 
 
+@PAIRS
 @lattices
 @pytest.mark.parametrize("transform", [jit, eager, vmap])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -175,27 +176,29 @@ def test_any_floats(edges, shape, lattice):
     assert_exact(start, stop, *shape, lattice, jit(start, stop, *shape, lattice))
 
 
-@pytest.mark.parametrize("size", range(1, 65))
-def test_whole_image_boxes(size):
+def whole_image_lattice(size):
+    """The samples of crops of 1, of 2, ... 64 pixels, one after the other."""
+    lattices = [_geometry.corners(size, n) for n in range(1, 65)]
+    tables = {
+        name: np.concatenate([np.broadcast_to(getattr(each, name), each.to_stop.shape) for each in lattices], axis=1)
+        for name in ("to_start", "to_stop", "steps", "upper")
+    }
+    return lattices[-1]._replace(**tables)
+
+
+@pytest.mark.parametrize("height", range(1, 33))
+def test_whole_image_boxes(height):
     """The box from 0 to 1 at every number of samples up to 64: sample ``a`` of ``n`` is at ``a(size-1) / (n-1)``."""
-    samples = range(1, 65)
-    lattices = [_geometry.corners(size, n) for n in samples]
-    joined = lattices[0]._replace(
-        to_start=np.concatenate([lattice.to_start for lattice in lattices], axis=1),
-        to_stop=np.concatenate([lattice.to_stop for lattice in lattices], axis=1),
-        steps=np.concatenate(
-            [np.full((1, n), lattice.steps) for n, lattice in zip(samples, lattices, strict=True)], axis=1
-        ),
-        upper=np.concatenate(
-            [np.full((1, n), lattice.upper) for n, lattice in zip(samples, lattices, strict=True)], axis=1
-        ),
-        most=lattices[-1].most,
-    )
+    sizes = height, 65 - height
+    lattices = tuple(map(whole_image_lattice, sizes))
     boxes = np.array([[0, 0, 1, 1]], np.float32)
-    axis, _ = jax.jit(lambda boxes: _geometry.locate(boxes, (size, size), (joined, joined), jnp.float32))(boxes)
-    positions = [Fraction(a * (size - 1), n - 1) if n > 1 else Fraction(size - 1, 2) for n in samples for a in range(n)]
-    pixels = [min(math.floor(position), max(size - 2, 0)) for position in positions]
-    assert np.all(axis.inside)
-    np.testing.assert_array_equal(axis.index[0], pixels)
-    fractions = [float(position - pixel) for position, pixel in zip(positions, pixels, strict=True)]
-    np.testing.assert_allclose(axis.fraction[0], fractions, rtol=2.0**-22)
+    axes = jax.jit(lambda boxes: _geometry.locate(boxes, sizes, lattices, jnp.float32))(boxes)
+    for size, axis in zip(sizes, axes, strict=True):
+        positions = [
+            Fraction(a * (size - 1), n - 1) if n > 1 else Fraction(size - 1, 2) for n in range(1, 65) for a in range(n)
+        ]
+        pixels = [min(math.floor(position), max(size - 2, 0)) for position in positions]
+        assert np.all(axis.inside)
+        np.testing.assert_array_equal(axis.index[0], pixels)
+        fractions = [float(position - pixel) for position, pixel in zip(positions, pixels, strict=True)]
+        np.testing.assert_allclose(axis.fraction[0], fractions, rtol=2.0**-22)

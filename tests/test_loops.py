@@ -8,7 +8,7 @@ from jax.sharding import PartitionSpec as P
 
 import jax_crop
 from jax_crop import crop_and_resize
-from tests.conftest import OPTIMIZED, on_a_mesh
+from tests.conftest import OPTIMIZED, PAIRS, on_a_mesh
 from tests.test_derivatives import assert_as_reference, pull_back, random_case
 
 pytestmark = OPTIMIZED
@@ -95,6 +95,7 @@ def test_large_shapes(image, crop_size):
     np.testing.assert_array_equal(of_boxes, np.zeros((2, 4)))
 
 
+@PAIRS
 @OPERATIONS
 @GRADIENTS
 @pytest.mark.parametrize("constant", [0, 1], ids=["image_known", "boxes_known"])

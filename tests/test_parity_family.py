@@ -13,7 +13,7 @@ from onnx import TensorProto, helper
 import jax_crop
 from jax_crop import _geometry
 from tests import oracle
-from tests.conftest import OPTIMIZED
+from tests.conftest import OPTIMIZED, PAIRS
 
 pytestmark = OPTIMIZED
 
@@ -126,6 +126,7 @@ def onnx_crop(image, box, crop_size, method, fill):
     return session.run(None, {"image": image, "region": region, "sizes": sizes})[0]
 
 
+@PAIRS
 @pytest.mark.parametrize("method", ["bilinear", "nearest"])
 @pytest.mark.parametrize("shape", [(5, 7, 2), (4, 1, 2), (1, 4, 2), (1, 1, 2)])
 @pytest.mark.parametrize("box", [[0.13, -0.5, 0.92, 1.5], [-0.3, 0.21, 0.8, 0.73], [0.87, 5, 0.16, 3]])

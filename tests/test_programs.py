@@ -65,12 +65,17 @@ def all_sums(of, scheme, samples, image, crops):
     }
 
 
+@functools.cache
+def sums_of_gathers(case):
+    return jax.jit(lambda: all_sums(functools.partial(getattr, gather), *random_case(*CASES[case])))()
+
+
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_programs_agree(program, case):
     arguments = random_case(*CASES[case])
     of = IN_TURN.__getitem__ if program == "products_in_turn" else functools.partial(getattr, PROGRAMS[program])
-    expected = jax.jit(lambda: all_sums(functools.partial(getattr, gather), *arguments))()
+    expected = sums_of_gathers(case)
     found = jax.jit(lambda: all_sums(of, *arguments))()
     for name, arrays in expected.items():
         for expected_array, found_array in zip(jax.tree.leaves(arrays), jax.tree.leaves(found[name]), strict=True):
@@ -97,7 +102,7 @@ def test_values_of_a_tpu(case):
 def test_chunks(case, monkeypatch):
     """Whatever fits into one."""
     arguments = random_case(*CASES[case])
-    expected = jax.jit(lambda: all_sums(functools.partial(getattr, gather), *arguments))()
+    expected = sums_of_gathers(case)
     monkeypatch.setattr(products, "_BYTES_BETWEEN", 3000)
     for of in (IN_TURN.__getitem__, functools.partial(getattr, products)):
         found = jax.jit(lambda of=of: all_sums(of, *arguments))()

@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 import jax_crop
 from jax_crop import _forms
-from tests.conftest import jax_config
+from tests.conftest import PAIRS, jax_config
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.standard_normal((8, 16, 20, 16), dtype=np.float32)
@@ -97,6 +97,7 @@ def assert_equals_one_device(result, operation, argument, layout):
     np.testing.assert_allclose(result, expected, rtol=0, atol=tolerance)
 
 
+@PAIRS
 @OPERATIONS
 @pytest.mark.parametrize("argument", [None, 0, 1], ids=["forward", "image_gradient", "box_gradient"])
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -36,7 +36,7 @@ def sample(scheme: Scheme, images: tuple[Array, ...], samples: Samples, fill: Ar
     by_gather = functools.partial(gather.values, scheme)
     by_products = closed_under_vmap(functools.partial(products.values, scheme))
     programs: dict[str, Callable[..., Array]] = {
-        "tpu": lambda fill, *arrays: _filled(by_products(*arrays), samples, fill)
+        "tpu": lambda fill, images, samples: _filled(by_products(images, samples), samples, fill)
     }
     if loops.gather_holds(scheme, images):  # in pooling alone, which has no fill
         by_loops = functools.partial(loops.values, scheme)

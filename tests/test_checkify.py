@@ -44,9 +44,14 @@ CALLS = {
 }
 
 
+@functools.cache
+def checked(function):
+    return jax.jit(checkify.checkify(function))
+
+
 def message(function, *arguments):
     """What checkify has to say."""
-    error, _ = jax.jit(checkify.checkify(function))(*arguments)
+    error, _ = checked(function)(*arguments)
     return error.get()
 
 

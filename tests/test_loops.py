@@ -1,5 +1,7 @@
 """The transposes that a CPU runs as loops: where they are taken, and shapes and programs that are hard to compile."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -45,10 +47,15 @@ def test_loops_are_taken_where_a_device_is_alone(operation, argument):
     assert "xla_cpu_small_call" not in program(gradient, *replicated)
 
 
+@functools.cache
+def gradient_of(operation, argument):
+    return jax.jit(jax.grad(operation, argument))
+
+
 @OPERATIONS
 @GRADIENTS
 def test_loops_equal_the_transpose_of_jax(operation, argument):
-    gradient = jax.jit(jax.grad(operation, argument))
+    gradient = gradient_of(operation, argument)
     by_loops, by_jax = gradient(IMAGE, BOXES), gradient(*on_a_mesh((IMAGE, BOXES)))
     np.testing.assert_allclose(by_loops, by_jax, rtol=0, atol=2e-6 * np.abs(by_jax).max())
 
@@ -116,7 +123,7 @@ def test_constants_of_the_program(operation, argument, constant, within):
 
     results = jax.jit(of_others)(jnp.stack([arguments[1 - constant]] * 2))
     for result in results:
-        np.testing.assert_allclose(result, jax.jit(gradient)(*arguments), rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(result, gradient_of(operation, argument)(*arguments), rtol=1e-5, atol=1e-5)
 
 
 def test_a_cotangent_of_a_sample_outside_is_not_read():

@@ -4,6 +4,7 @@ Shapes are of 1 to 17, where compilers have their special cases. Each program is
 whoever started this can see at which one it came to an end.
 """
 
+import gc
 import os
 import sys
 
@@ -119,6 +120,8 @@ def largest_error(program, rng):
 def main() -> int:
     """Runs the programs, and fails on the first that is wrong."""
     count, seed = map(int, sys.argv[1:])
+    gc.freeze()  # as in conftest.py
+    gc.set_threshold(100_000, 20, 100)
     rng = np.random.default_rng(seed)
     for _ in range(count):
         program = random_program(rng)

@@ -127,6 +127,16 @@ def test_pages(tmp_path, monkeypatch):
     assert "forward 4.00 (2.00) in 2 cases. With an allocator" in report.headlines("cpu")[1]
 
 
+def test_docs_have_the_pages_of_the_results(tmp_path, monkeypatch):
+    docs = report.DOCS
+    monkeypatch.setattr(report, "DOCS", tmp_path)
+    report.write()
+    written = sorted(tmp_path.iterdir())
+    assert len(written) == 3
+    for page in written:
+        assert page.read_text() == (docs / page.name).read_text(), page.name
+
+
 def test_unknown_case(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["benchmarks", "no such case"])
     with pytest.raises(SystemExit):

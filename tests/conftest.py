@@ -1,4 +1,4 @@
-"""Eight devices, quiet logs and Keras on JAX, set before any of them is imported; hypothesis' profile; modes of JAX."""
+"""Eight devices, quiet logs and Keras on JAX, set before any of them is imported; which cases run; modes of JAX."""
 
 import os
 
@@ -14,13 +14,13 @@ os.environ.update(MALLOC_TRIM_THRESHOLD_=str(2**34), MALLOC_TOP_PAD_=str(2**26))
 
 import collections
 import contextlib
-import gc
 
 import jax
 import pytest
 from hypothesis import HealthCheck, settings
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from tests import garbage
 from tests.covering import few
 
 settings.register_profile(
@@ -34,7 +34,7 @@ settings.load_profile("tests")
 
 
 OPTIMIZED = pytest.mark.optimized
-PAIRS = pytest.mark.covering(2)
+EACH, PAIRS = pytest.mark.covering(1), pytest.mark.covering(2)
 STRICT = {  # each can only raise errors: who passes under all of them passes under each
     "jax_numpy_rank_promotion": "raise",
     "jax_numpy_dtype_promotion": "strict",
@@ -50,14 +50,16 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(config, items):
-    """The longest first, so that no process waits for another at the end; of some tests, only some combinations."""
+    """The longest first, so that no process waits for another at the end; of covering tests, some combinations."""
     items.sort(key=lambda item: item.path.name not in ("test_small_programs.py", "test_strict.py"))
     if not config.getoption("every_combination"):
         others = _others(items)
         config.hook.pytest_deselected(items=others)
         items[:] = [item for item in items if item not in others]
-    gc.freeze()  # what was imported: to search all of it again and again takes a twelfth of the tests' time
-    gc.set_threshold(100_000, 20, 100)
+
+
+def pytest_collection_finish():
+    garbage.search_less()
 
 
 def _others(items):
@@ -67,10 +69,10 @@ def _others(items):
         if marker := item.get_closest_marker("covering"):
             tests[item.path, item.originalname, *marker.args].append(item)
     others = []
-    for (_, name, strength), cases in tests.items():
+    for (_, test, strength), cases in tests.items():
         # By identity, for not all values can be compared.
-        parameters = [{name: id(value) for name, value in case.callspec.params.items()} for case in cases]
-        chosen = few(parameters, strength, f"{name}, JAX {jax.__version__}")
+        combinations = [{name: id(value) for name, value in case.callspec.params.items()} for case in cases]
+        chosen = few(combinations, strength, f"{test}, JAX {jax.__version__}")
         others += [case for place, case in enumerate(cases) if place not in chosen]
     return others
 

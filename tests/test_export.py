@@ -10,6 +10,7 @@ import pytest
 from jax import export
 
 import jax_crop
+from tests.conftest import EACH
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 BATCH, COUNT, CHANNELS = export.symbolic_shape("batch, count, channels")
@@ -42,19 +43,19 @@ def pool_of_pyramid(images, coarser, boxes, box_indices=None):
 IMAGES = ((BATCH, 16, 20, 3), jnp.float32)
 COARSER = ((BATCH, 8, 10, 3), jnp.float32)
 WITH_INDICES = shapes(IMAGES, ((COUNT, 4), jnp.float32), ((COUNT,), jnp.int32))
-EACH = ((BATCH, COUNT, 4), jnp.float32)
+OF_EACH = ((BATCH, COUNT, 4), jnp.float32)
 CASES = {
     "with_indices": (crop, WITH_INDICES),
     "one_image": (crop, shapes(((16, 20, 3), jnp.float32), ((COUNT, 4), jnp.float32))),
-    "boxes_for_each": (crop, shapes(IMAGES, EACH)),
+    "boxes_for_each": (crop, shapes(IMAGES, OF_EACH)),
     "any_channels": (
         crop,
         shapes(((BATCH, 16, 20, CHANNELS), jnp.float32), ((COUNT, 4), jnp.float32), ((COUNT,), jnp.int32)),
     ),
-    "nearest_of_bytes": (nearest, shapes(((BATCH, 16, 20, 3), jnp.uint8), EACH)),
+    "nearest_of_bytes": (nearest, shapes(((BATCH, 16, 20, 3), jnp.uint8), OF_EACH)),
     "roi_align": (pool, WITH_INDICES),
-    "adaptive": (pool_adaptively, shapes(IMAGES, EACH)),
-    "pyramid": (pool_of_pyramid, shapes(IMAGES, COARSER, EACH)),
+    "adaptive": (pool_adaptively, shapes(IMAGES, OF_EACH)),
+    "pyramid": (pool_of_pyramid, shapes(IMAGES, COARSER, OF_EACH)),
     "pyramid_with_indices": (
         pool_of_pyramid,
         shapes(IMAGES, COARSER, ((COUNT, 4), jnp.float32), ((COUNT,), jnp.int32)),
@@ -89,7 +90,7 @@ def assert_same(actual, expected):
         np.testing.assert_allclose(a, e, rtol=0, atol=2e-6 * max(1, np.abs(e).max()))
 
 
-@pytest.mark.covering(1)
+@EACH
 @pytest.mark.parametrize(
     "sizes", [{"batch": 2, "count": 6, "channels": 20}, {"batch": 3, "count": 1, "channels": 1}], ids=["many", "one"]
 )

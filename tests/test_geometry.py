@@ -15,6 +15,7 @@ import jax_crop
 from jax_crop import _geometry
 from tests import oracle
 from tests.conftest import OPTIMIZED, PAIRS, jax_config
+from tests.lattices import of_all_sizes
 
 pytestmark = OPTIMIZED
 
@@ -42,6 +43,11 @@ def jit(start, stop, size, n, lattice):
 @functools.cache
 def compiled(size, n, lattice):
     return jax.jit(functools.partial(pixels_and_fractions, size=size, n=n, lattice=lattice))
+
+
+def eager(start, stop, size, n, lattice):
+    with jax.disable_jit():
+        return pixels_and_fractions(jnp.asarray(start), jnp.asarray(stop), size, n, lattice)
 
 
 def vmap(start, stop, size, n, lattice):
@@ -111,7 +117,7 @@ def test_a_million_decisions(lattice):
 
 @PAIRS
 @lattices
-@pytest.mark.parametrize("transform", [jit, vmap])  # without jit: see `test_crop_and_resize.py`
+@pytest.mark.parametrize("transform", [jit, eager, vmap])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_decisions_under_transforms(lattice, transform, dtype):
     with jax_config(jax_enable_x64=dtype is np.float64):
@@ -171,21 +177,11 @@ def test_any_floats(edges, shape, lattice):
     assert_exact(start, stop, *shape, lattice, jit(start, stop, *shape, lattice))
 
 
-def whole_image_lattice(size):
-    """The samples of crops of 1, of 2, ... 64 pixels, one after the other."""
-    lattices = [_geometry.corners(size, n) for n in range(1, 65)]
-    tables = {
-        name: np.concatenate([np.broadcast_to(getattr(each, name), each.to_stop.shape) for each in lattices], axis=1)
-        for name in ("to_start", "to_stop", "steps", "upper")
-    }
-    return lattices[-1]._replace(**tables)
-
-
 @pytest.mark.parametrize("height", range(1, 33))
 def test_whole_image_boxes(height):
     """The box from 0 to 1 at every number of samples up to 64: sample ``a`` of ``n`` is at ``a(size-1) / (n-1)``."""
     sizes = height, 65 - height
-    lattices = tuple(map(whole_image_lattice, sizes))
+    lattices = tuple(of_all_sizes(_geometry.corners, size, 64) for size in sizes)
     boxes = np.array([[0, 0, 1, 1]], np.float32)
     axes = jax.jit(lambda boxes: _geometry.locate(boxes, sizes, lattices, jnp.float32))(boxes)
     for size, axis in zip(sizes, axes, strict=True):

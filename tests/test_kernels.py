@@ -10,7 +10,7 @@ from jax.test_util import check_grads
 from jax_crop import _kernels, crop_and_resize
 from jax_crop._sampling import bands
 from tests import oracle
-from tests.conftest import PAIRS, on_a_mesh
+from tests.conftest import EACH, PAIRS, on_a_mesh
 
 KERNELS = {
     "bilinear": (1, lambda x: 1 - np.abs(x)),
@@ -32,7 +32,6 @@ INDICES = np.array([0, 1, 1, -1, 0, 1, 1, 0, 1])
 
 methods = pytest.mark.parametrize("method", KERNELS)
 alignments = pytest.mark.parametrize("align_corners", [True, False], ids=["corners", "centres"])
-EACH = pytest.mark.covering(1)  # for a kernel knows neither of alignment nor of stretching
 
 
 def random_image(shape, dtype="float32", seed=0):
@@ -199,7 +198,7 @@ def test_strict_modes(strict_jax):
 # Values
 
 
-@EACH
+@EACH  # a kernel knows neither of alignment nor of stretching
 @methods
 @alignments
 def test_constants_are_preserved(align_corners, method):
@@ -258,7 +257,7 @@ def sines(method, antialias):
 PLACES = smooth(np.array([[0.1, 0.1, 0.7, 0.8], [0.8, 0.3, 0.1, 0.4], [-0.3, 0.2, 1.2, 0.9], [0.4, 0.4, 0.45, 0.5]]))
 
 
-@EACH
+@EACH  # a kernel knows neither of alignment nor of stretching
 @methods
 @pytest.mark.parametrize("antialias", [False, True])
 def test_derivatives(x64, antialias, method):
@@ -267,7 +266,9 @@ def test_derivatives(x64, antialias, method):
     check_grads(sines(method, antialias), arguments, 1, atol=1e-4, rtol=1e-4, eps=1e-6)
 
 
-@pytest.mark.parametrize(("method", "antialias", "mode"), [("cubic", True, "rev"), ("lanczos3", False, "fwd")])
+@EACH  # modes differ in what JAX does, not in kernels
+@pytest.mark.parametrize("mode", ["fwd", "rev"])
+@pytest.mark.parametrize(("method", "antialias"), [("cubic", True), ("lanczos3", False)])
 def test_second_derivatives(x64, antialias, method, mode):
     """Of image and boxes, mixed ones included."""
     gradient = jax.jit(jax.grad(lambda *arguments: jnp.sum(sines(method, antialias)(*arguments)), (0, 1)))
@@ -302,7 +303,7 @@ def sum_of_squares(method, align_corners):
     )
 
 
-@EACH
+@EACH  # a kernel knows neither of alignment nor of stretching
 @methods
 @alignments
 def test_derivatives_where_kernels_end(align_corners, method):
@@ -323,7 +324,7 @@ def test_derivatives_where_kernels_end(align_corners, method):
     assert not np.any(second[1][2:4])
 
 
-@EACH
+@EACH  # a kernel knows neither of alignment nor of stretching
 @methods
 @alignments
 def test_derivatives_of_one_pixel(align_corners, method):

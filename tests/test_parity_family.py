@@ -14,6 +14,7 @@ import jax_crop
 from jax_crop import _geometry
 from tests import oracle
 from tests.conftest import OPTIMIZED, PAIRS
+from tests.lattices import of_all_sizes
 
 pytestmark = OPTIMIZED
 
@@ -176,21 +177,12 @@ def jax_resize_to_all_heights(image):
 def all_crop_sizes_at_once(monkeypatch):
     """Makes the samples of a crop of ``PARTS[-1]`` pixels those of the crops of 1, of 2, ... 64, one after the other.
 
-    Each pair of sizes would be compiled on its own, for many minutes; all else here is the library's own doing.
+    All else here is the library's own doing.
     """
     centres = _geometry.centres
 
     def joined(size, samples):
-        if samples != PARTS[-1]:
-            return centres(size, samples)
-        lattices = [centres(size, n) for n in range(1, LARGEST + 1)]
-        tables = {
-            name: np.concatenate(
-                [np.broadcast_to(getattr(lattice, name), lattice.to_stop.shape) for lattice in lattices], 1
-            )
-            for name in ("to_start", "to_stop", "steps", "lower", "upper")
-        }
-        return lattices[-1]._replace(**tables)
+        return of_all_sizes(centres, size, LARGEST) if samples == PARTS[-1] else centres(size, samples)
 
     monkeypatch.setattr(_geometry, "centres", joined)
 

@@ -50,8 +50,8 @@ def small(function: Callable[..., Any], *arguments: Any) -> Any:
     """``function(*arguments)`` as a call that XLA compiles as a whole on a CPU, to machine code that adds in place.
 
     XLA would run a loop as a program of its own for each step. It marks small loops so itself
-    (`xla/service/cpu/small_while_loop_hoisting_pass.h`). Seen with jaxlib 0.7.2 to 0.12.0.1. It fails if an argument is
-    not in use, or if it would split a part of the call over its threads.
+    (`xla/service/cpu/small_while_loop_hoisting_pass.h`). Seen with jaxlib 0.7.2 to 0.12.0.1. XLA fails to compile a
+    call that leaves an argument out of use, or of which it would split a part over its threads.
     """
     arguments = lax.optimization_barrier(arguments)  # a constant would move into the loops, and be in use no longer
     with set_xla_metadata(inlineable="false", xla_cpu_small_call="true"):

@@ -33,6 +33,7 @@ def sample(scheme: Scheme, images: tuple[Array, ...], samples: Samples, fill: Ar
     Returns:
         ``[G, N, h, w, C]`` in the scheme's dtype, differentiable in images, fractions and fill.
     """
+    # A TPU multiplies matrices; all others gather, but a CPU runs loops where a gather would hold an image.
     by_gather = functools.partial(gather.values, scheme)
     by_products = closed_under_vmap(functools.partial(products.values, scheme))
     programs: dict[str, Callable[..., Array]] = {
@@ -41,7 +42,7 @@ def sample(scheme: Scheme, images: tuple[Array, ...], samples: Samples, fill: Ar
     if loops.gather_holds(scheme, images):  # in pooling alone, which has no fill
         by_loops = functools.partial(loops.values, scheme)
         on_cpu = closed_under_vmap(functools.partial(unless_partitioned, by_loops, functools.partial(by_gather, None)))
-        programs["cpu"] = lambda fill, *arrays: on_cpu(*arrays)
+        programs["cpu"] = lambda fill, images, samples: on_cpu(images, samples)
     return lax.platform_dependent(fill, images, samples, **programs, default=by_gather)
 
 

@@ -11,6 +11,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.experimental.xla_metadata import set_xla_metadata
 
+from jax_crop._light import Light
+
 
 def call(function: Callable[..., Any], *arguments: Any) -> Any:
     """``function(*arguments)`` as a call that XLA does not inline, which ends a fusion.
@@ -31,19 +33,21 @@ def _same(tables: Any) -> Any:
     return jax.tree.map(lax.optimization_barrier, tables)
 
 
-def in_one_loop(integers: Array, floats: Array) -> tuple[Array, Array]:
+def in_one_loop(integers: Light, floats: Light) -> tuple[Light, Light]:
     """The same int32 numbers and floats; on a CPU in memory, and computed together.
 
     A loop of XLA's has one result. Complex numbers have two parts, of any bits.
     """
-    return lax.platform_dependent(integers, floats, cpu=_as_complex, default=lambda *arrays: arrays)
+    pair = lax.platform_dependent(integers.array, floats.array, cpu=_as_complex, default=lambda *arrays: arrays)
+    return Light(pair[0]), Light(pair[1])
 
 
 def _as_complex(integers: Array, floats: Array) -> tuple[Array, Array]:
     word = jnp.int32 if floats.dtype == jnp.float32 else jnp.int64
-    bits = lax.bitcast_convert_type(integers.astype(word), floats.dtype)
+    bits = lax.bitcast_convert_type(lax.convert_element_type(integers, word), floats.dtype)
     pairs = call(_same, lax.complex(bits, floats))
-    return lax.bitcast_convert_type(lax.real(pairs), word).astype(jnp.int32), lax.imag(pairs)
+    integers = lax.bitcast_convert_type(lax.real(pairs), word)
+    return lax.convert_element_type(integers, jnp.int32), lax.imag(pairs)
 
 
 def small(function: Callable[..., Any], *arguments: Any) -> Any:

@@ -15,12 +15,15 @@ The exponents of floats span hundreds of bits, of which the digits show a window
 """
 
 import functools
+import operator
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 from jax.typing import DTypeLike
+
+from jax_crop._light import Light, absolute, bitcast, clip, floor, maximum, rounded, unsigned_shift, where
 
 Integers = int | np.ndarray | Array
 
@@ -84,10 +87,10 @@ class Number(NamedTuple):
     rounds is lost. Where floats were not finite, ``exists`` is false.
     """
 
-    whole: Array
-    rest: Array
-    is_whole: Array
-    exists: Array
+    whole: Light
+    rest: Light
+    is_whole: Light
+    exists: Light
 
 
 def weighted_sums(
@@ -110,42 +113,42 @@ def weighted_sums(
         # A float whose partner has no weight has columns of its own, for there it is the larger one.
         alone = np.any(weights == 0, axis=2, keepdims=True)
         weights = np.concatenate([np.where(alone, 0, weights), np.where(alone, weights, 0)], axis=2)
-    table = _table(values, weights.shape[2] > 2, scale, window)
+    table = _table(Light(values), weights.shape[2] > 2, scale, window).array
     weights = jnp.asarray(weights, window.dtype)
     if weights.shape[1] == 1:
         sums = _dot(table, weights[:, 0], (((3,), (1,)), ((0,), (0,))))
     else:
         sums = _dot(table, weights, (((3,), (2,)), ((0, 1), (0, 1))))
-    *digits, raised = (sums[..., i, :] for i in range(sums.shape[2]))
+    *digits, raised = (Light(sums[..., i, :]) for i in range(sums.shape[2]))
     return _number(digits, raised, steps, window)
 
 
-def _table(values: Array, alone: bool, scale: np.ndarray, window: Window) -> Array:
+def _table(values: Light, alone: bool, scale: np.ndarray, window: Window) -> Light:
     """Of ``values * scale`` the digits from the last on, ``[K, N, d, k]``: ``k`` are a, b, and each of them alone.
 
     One more row says by which power of two a number was raised into the window, or -1 if there is no number.
     """
     a, b = values[..., None, :1], values[..., None, 1:]
     column = np.arange(4 if alone else 2)[None, None, None]
-    value = jnp.where(column % 2 == 0, a, b)
+    value = where(column % 2 == 0, a, b)
     mantissa, exponent = _decode(value, window.dtype)
     (_, a_exponent), (_, b_exponent) = (_decode(x, window.dtype) for x in (a, b))
-    top = jnp.where(column < 2, jnp.maximum(a_exponent, b_exponent), exponent)
-    raised = jnp.clip(top, window.lowest, window.highest) - top
+    top = where(column < 2, maximum(a_exponent, b_exponent), exponent)
+    raised = clip(top, window.lowest, window.highest) - top
 
     last = 8 * window.dtype.itemsize - 1
-    beyond = jnp.clip(top - window.reach - exponent, 0, last).astype(window.dtype)
-    rounded_to_odd = jnp.where(mantissa == 0, 0, (mantissa >> beyond) | 1)
-    mantissa = jnp.where(beyond > 0, rounded_to_odd, mantissa)
-    exponent = jnp.maximum(exponent, top - window.reach) + raised
+    beyond = clip(top - window.reach - exponent, 0, last).astype(window.dtype)
+    rounded_to_odd = where(mantissa == 0, 0, (mantissa >> beyond) | 1)
+    mantissa = where(beyond > 0, rounded_to_odd, mantissa)
+    exponent = maximum(exponent, top - window.reach) + raised
 
     count = window.below + window.above
 
-    def shifted(row: np.ndarray) -> Array:
+    def shifted(row: np.ndarray) -> Light:
         """What of an integer with sign is from the last bit of a digit on."""
         place = (row - window.below) * window.bits - exponent
-        shift = jnp.clip(jnp.abs(place), 0, last).astype(window.dtype)
-        return jnp.where(place > 0, mantissa >> shift, mantissa << shift)
+        shift = clip(absolute(place), 0, last).astype(window.dtype)
+        return where(place > 0, mantissa >> shift, mantissa << shift)
 
     row = np.arange(count + 1, dtype=np.int32)[None, None, :, None]
     digit = (1 << window.bits) - 1
@@ -153,60 +156,56 @@ def _table(values: Array, alone: bool, scale: np.ndarray, window: Window) -> Arr
     digits = shifted(row) & mask
     if np.any(scale != 1):
         scale = scale[..., None].astype(window.dtype)
-        digits = (digits * scale & mask) + _unsigned_shift((shifted(row - 1) & digit) * scale, window.bits)
+        digits = (digits * scale & mask) + unsigned_shift((shifted(row - 1) & digit) * scale, window.bits)
     info = jnp.finfo(values.dtype)
-    exists = jnp.maximum(a_exponent, b_exponent) < info.maxexp - info.nmant  # else infinite, or NaN
-    raised = jnp.where(exists, jnp.maximum(raised, 0), -1).astype(window.dtype)  # what was lowered is 0 or far outside
-    return jnp.where(row == count, raised, digits)
+    exists = maximum(a_exponent, b_exponent) < info.maxexp - info.nmant  # else infinite, or NaN
+    raised = where(exists, maximum(raised, 0), -1).astype(window.dtype)  # what was lowered is 0 or far outside
+    return where(row == count, raised, digits)
 
 
-def _decode(values: Array, dtype: Any) -> tuple[Array, Array]:
+def _decode(values: Light, dtype: Any) -> tuple[Light, Light]:
     """Integers: values are ``mantissa * 2^exponent``."""
     info = jnp.finfo(values.dtype)
-    bits = lax.bitcast_convert_type(values, jnp.int32 if info.bits == 32 else jnp.int64)
+    bits = bitcast(values, jnp.int32 if info.bits == 32 else jnp.int64)
     exponent = (bits >> info.nmant) & (2 * info.maxexp - 1)
     stored = bits & ((1 << info.nmant) - 1)
-    magnitude = jnp.where(exponent > 0, stored | (1 << info.nmant), stored)
-    mantissa = jnp.where(bits < 0, -magnitude, magnitude).astype(dtype)
-    return mantissa, jnp.maximum(exponent, 1).astype(jnp.int32) + (info.minexp - 1 - info.nmant)
+    magnitude = where(exponent > 0, stored | (1 << info.nmant), stored)
+    mantissa = where(bits < 0, -magnitude, magnitude).astype(dtype)
+    return mantissa, maximum(exponent, 1).astype(jnp.int32) + (info.minexp - 1 - info.nmant)
 
 
-def _number(sums: list[Array], raised: Array, steps: Integers, window: Window) -> Number:
+def _number(sums: list[Light], raised: Light, steps: Integers, window: Window) -> Number:
     """The number of which these are the digits, from the last on, but for what they have to carry."""
     mask = (1 << window.bits) - 1
     digits, total = [], sums[0]
     for following in sums[1:]:
         digits.append(total & mask)
-        total = following + _unsigned_shift(total, window.bits)
+        total = following + unsigned_shift(total, window.bits)
     most = 1 << (8 * window.dtype.itemsize - 1 - window.bits)
     for digit in digits[: window.below - 1 : -1]:
-        total = jnp.clip(total, -most, most - 1) * (1 << window.bits) + digit
-    whole = jnp.clip(total, -(2**31), 2**31 - 1).astype(jnp.int32)
+        total = clip(total, -most, most - 1) * (1 << window.bits) + digit
+    whole = clip(total, -(2**31), 2**31 - 1).astype(jnp.int32)
 
     info = jnp.finfo(jnp.float32 if window.dtype == jnp.int32 else jnp.float64)
     rest = functools.reduce(
-        jnp.add,
+        operator.add,
         [
             digit.astype(info.dtype) * 2.0 ** (window.bits * (i - window.below))
             for i, digit in enumerate(digits[: window.below])
         ],
     )
-    times = jnp.round(raised.astype(info.dtype) / jnp.asarray(steps, info.dtype)).astype(window.dtype)
-    power = lax.bitcast_convert_type((info.maxexp - 1 - times) << info.nmant, info.dtype)
-    is_whole = functools.reduce(jnp.bitwise_or, digits[: window.below]) == 0
+    times = rounded(raised.astype(info.dtype) / jnp.asarray(steps, info.dtype)).astype(window.dtype)
+    power = bitcast((info.maxexp - 1 - times) << info.nmant, info.dtype)
+    is_whole = functools.reduce(operator.or_, digits[: window.below]) == 0
     return Number(whole, rest * power, is_whole, raised >= 0)
 
 
-def _unsigned_shift(digits: Array, bits: int) -> Array:
-    return lax.shift_right_logical(digits, jnp.full_like(digits, bits))
-
-
-def divide(dividend: Array, divisor: Integers) -> tuple[Array, Array]:
+def divide(dividend: Light, divisor: Integers) -> tuple[Light, Light]:
     """Quotient and remainder of natural numbers below 2^31, in operations that vectorise."""
-    inverse = 1 / jnp.asarray(divisor, jnp.float32)
-    quotient, remainder = jnp.zeros_like(dividend), dividend
+    inverse = 1 / Light(jnp.asarray(divisor, jnp.float32))
+    quotient, remainder = dividend * 0, dividend
     for _ in range(2):  # the quotient is right to 2^-22 of itself, then to 1
-        step = jnp.floor(remainder.astype(jnp.float32) * inverse).astype(jnp.int32)
+        step = floor(remainder.astype(jnp.float32) * inverse).astype(jnp.int32)
         quotient, remainder = quotient + step, remainder - step * divisor
     step = (remainder >= divisor).astype(jnp.int32) - (remainder < 0).astype(jnp.int32)
     return quotient + step, remainder - step * divisor

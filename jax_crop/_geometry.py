@@ -12,8 +12,9 @@ from jax import Array, lax
 from jax.typing import DTypeLike
 
 from jax_crop import _exact
-from jax_crop._calls import in_memory, in_one_loop
+from jax_crop._calls import in_one_loop
 from jax_crop._exact import Integers
+from jax_crop._light import Light, is_finite, maximum, minimum, unsigned_shift, where
 
 
 class Lattice(NamedTuple):
@@ -107,18 +108,19 @@ def locate(
         higher indices, at the last pixel toward the inside, and 0 where the position is clamped or outside.
     """
     edges, lattice = _edges(boxes), _joined(lattices)
-    index, fraction, on_pixel, inside = _place(lax.stop_gradient(edges), lattice, dtype)
+    index, fraction, on_pixel, inside = _place(edges, lattice, dtype)
 
     # Beyond the centres of the first and the last pixel the position is clamped to them. A single pixel has no slope.
-    last = _stacked(*size) - 1
+    last = Light(jnp.asarray(_stacked(*size))) - 1
     moves = inside & (index >= 0) & ((index < last) | ((index == last) & on_pixel & (last > 0)))
-    before_last = jnp.maximum(last - 1, 0)
-    fraction = jnp.where(index < 0, 0, jnp.where(index < last, fraction, (last - before_last).astype(fraction.dtype)))
-    code = jnp.clip(index, 0, before_last) << 2 | inside.astype(jnp.int32) << 1 | moves.astype(jnp.int32)
+    before_last = maximum(last - 1, 0)
+    fraction = where(index < 0, 0, where(index < last, fraction, (last - before_last).astype(fraction.dtype)))
+    index = minimum(maximum(index, 0), before_last)
+    code = index << 2 | inside.astype(jnp.int32) << 1 | moves.astype(jnp.int32)
     code, fraction = in_one_loop(code, fraction.astype(dtype))
 
-    fraction = in_memory(_moved(fraction, edges, lattice, moves=(code & 1) > 0))
-    return _apart(Axis(lax.shift_right_logical(code, jnp.full_like(code, 2)), fraction, (code & 2) > 0), lattices)
+    fraction = _moved(fraction, edges, lattice, moves=(code & 1) > 0)
+    return _apart(unsigned_shift(code, 2), fraction, (code & 2) > 0, lattices)
 
 
 def nearest(
@@ -128,10 +130,10 @@ def nearest(
     # The nearest pixel is the one below what stands half a pixel further on.
     lattice = _joined(lattices)
     lattice = lattice._replace(half_shift=lattice.half_shift + 1)
-    index, _, _, inside = _place(_edges(boxes), lattice, dtype)
-    index = jnp.clip(index, 0, _stacked(*size) - 1)
-    code, fraction = in_one_loop(index << 1 | inside.astype(jnp.int32), jnp.zeros(index.shape, dtype))
-    return _apart(Axis(code >> 1, fraction, (code & 1) > 0), lattices)
+    index, fraction, _, inside = _place(_edges(boxes), lattice, dtype)
+    index = minimum(maximum(index, 0), jnp.asarray(_stacked(*size)) - 1)
+    code, fraction = in_one_loop(index << 1 | inside.astype(jnp.int32), fraction.astype(dtype) * 0)
+    return _apart(code >> 1, fraction, (code & 1) > 0, lattices)
 
 
 def unclamped(
@@ -148,15 +150,15 @@ def unclamped(
     sample, the box's length. Where the distance is exactly 1, the scale's derivative is 0.
     """
     edges, lattice = _edges(boxes), _joined(lattices)
-    index, fraction, _, inside = _place(lax.stop_gradient(edges), lattice, dtype)
+    index, fraction, _, inside = _place(edges, lattice, dtype)
     code, fraction = in_one_loop((index + 1) << 1 | inside.astype(jnp.int32), fraction.astype(dtype))
     index, inside = (code >> 1) - 1, (code & 1) > 0
 
-    rows, columns = _apart(Axis(index, _moved(fraction, edges, lattice, inside), inside), lattices)
+    rows, columns = _apart(index, _moved(fraction, edges, lattice, inside), inside, lattices)
 
     scale = jnp.ones_like(edges[..., :1], dtype)
     if antialias:
-        in_use = jnp.any(inside, axis=2, keepdims=True)  # then edges are finite
+        in_use = jnp.any(inside.array, axis=2, keepdims=True)  # then edges are finite
         # Far beyond any image, so that no difference is infinite.
         edges = jnp.clip(jnp.where(in_use, edges, 0), -(2.0**30), 2.0**30).astype(dtype)
         of_pixels = jnp.asarray(2 * lattice.scale, dtype) / jnp.asarray(lattice.steps, dtype)
@@ -165,20 +167,19 @@ def unclamped(
     return rows._replace(scale=scale[0]), columns._replace(scale=scale[1])
 
 
-def _moved(fraction: Array, edges: Array, lattice: Any, moves: Array) -> Array:
+def _moved(fraction: Light, edges: Array, lattice: Any, moves: Light) -> Light:
     """The same fractions, with the derivative of the position where it moves with the box.
 
     The position is linear in the box: this adds a term that is 0, with the position's slope. (A rule of `custom_jvp`
     would say the same, but JAX forgets it in second derivatives through `lax.scan`.)
     """
-    edges = jnp.where(jnp.isfinite(edges), edges, 0)
-    zeros = (edges - lax.stop_gradient(edges)).astype(fraction.dtype)
-    steps = jnp.asarray(lattice.steps, zeros.dtype)
-    slopes = [
-        jnp.asarray(weight * lattice.scale, zeros.dtype) / steps for weight in (lattice.to_start, lattice.to_stop)
-    ]
-    shift = zeros[..., :1] * slopes[0] + zeros[..., 1:] * slopes[1]
-    return fraction + jnp.where(moves, shift, 0)
+    finite = where(is_finite(Light(edges)), edges, 0)
+    zeros = (finite - lax.stop_gradient(finite.array)).astype(fraction.dtype)
+    of_start, of_stop = (
+        Light(jnp.asarray(weight * lattice.scale, zeros.dtype)) / jnp.asarray(lattice.steps, zeros.dtype)
+        for weight in (lattice.to_start, lattice.to_stop)
+    )
+    return fraction + where(moves, zeros[..., :1] * of_start + zeros[..., 1:] * of_stop, 0)
 
 
 def _edges(boxes: Array) -> Array:
@@ -202,26 +203,27 @@ def _stacked(along_rows: Integers, along_columns: Integers) -> Any:
     return xp.stack(xp.broadcast_arrays(*pair))
 
 
-def _apart(axes: Axis, lattices: tuple[Lattice, Lattice]) -> tuple[Axis, Axis]:
+def _apart(index: Light, fraction: Light, inside: Light, lattices: tuple[Lattice, Lattice]) -> tuple[Axis, Axis]:
     rows, columns = (
-        Axis(*(table[i, :, : np.shape(lattice.to_stop)[1]] for table in axes[:3])) for i, lattice in enumerate(lattices)
+        Axis(*(table.array[i, :, : np.shape(lattice.to_stop)[1]] for table in (index, fraction, inside)))
+        for i, lattice in enumerate(lattices)
     )
     return rows, columns
 
 
-def _place(edges: Array, lattice: Any, dtype: DTypeLike) -> tuple[Array, Array, Array, Array]:
+def _place(edges: Array, lattice: Any, dtype: DTypeLike) -> tuple[Light, Light, Light, Light]:
     """Of each sample: the pixel below, the fraction beyond, whether that is exactly 0, whether the sample is inside."""
     dtype = jnp.promote_types(edges.dtype, dtype)
     steps, bound = lattice.most
     window = _exact.Window.of(steps, max(int(np.max(lattice.scale)), 1), bound, dtype)
     xp: Any = np if isinstance(lattice.to_stop, np.ndarray) else jnp
     weights = xp.stack([lattice.to_start, lattice.to_stop], axis=2)
-    place = _exact.weighted_sums(edges, weights, lattice.steps, lattice.scale, window)
+    place = _exact.weighted_sums(lax.stop_gradient(edges), weights, lattice.steps, lattice.scale, window)
     lower, upper = lattice.lower * lattice.scale, lattice.upper * lattice.scale
     inside = (place.whole >= lower) & ((place.whole < upper) | ((place.whole == upper) & place.is_whole)) & place.exists
 
     # The position in steps, from one pixel before the first, so that it is not negative.
-    position = jnp.where(inside, place.whole, 0) + (lattice.half_shift * (lattice.steps // 2) + lattice.steps)
+    position = where(inside, place.whole, 0) + (lattice.half_shift * (lattice.steps // 2) + lattice.steps)
     index, remainder = _exact.divide(position, lattice.steps)
-    fraction = (remainder.astype(dtype) + jnp.where(inside, place.rest, 0)) / jnp.asarray(lattice.steps, dtype)
+    fraction = (remainder.astype(dtype) + where(inside, place.rest, 0)) / jnp.asarray(lattice.steps, dtype)
     return index - 1, fraction, (remainder == 0) & place.is_whole, inside

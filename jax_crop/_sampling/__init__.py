@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from jax_crop._light import where
 from jax_crop._sampling import gather, linear, loops, products
 from jax_crop._sampling.by_kernel import sample_by_kernel as sample_by_kernel
 from jax_crop._sampling.meshes import unless_partitioned
@@ -49,7 +50,8 @@ def sample(scheme: Scheme, images: tuple[Array, ...], samples: Samples, fill: Ar
 def _filled(crops: Array, samples: Samples, fill: Array | None) -> Array:
     if fill is None:
         return crops
-    return jnp.where(inside(samples.rows.inside, samples.columns.inside), crops, fill.astype(crops.dtype))
+    counts = inside(samples.rows.inside, samples.columns.inside)
+    return where(counts, crops, fill.astype(crops.dtype)[None, None, None, None]).array
 
 
 @functools.partial(sample.defjvp, symbolic_zeros=True)

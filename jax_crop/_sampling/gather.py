@@ -9,31 +9,21 @@ Programs are written for one group (`tables`): images ``[B, H, W, C]``, tables `
 import functools
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from jax_crop._calls import in_memory
+from jax_crop._calls import in_memory, in_one_loop
 from jax_crop._geometry import Axis
+from jax_crop._light import Light, unsigned_shift, where
 from jax_crop._sampling.meshes import zeros
 from jax_crop._sampling.tables import Samples, Scheme, Taps, Term, each_group, inside, total
 
 # Unrolled samples of a bin are fused into one pass; more would make the program grow.
 _UNROLLED = 4
-
-
-class Neighbours(NamedTuple):
-    """The pixels that samples lie between along one axis, the weight of the second in [0, 1), and if they are inside.
-
-    ``[N, n]`` each. Of a sample that needs one pixel only, that is the first, and the weight is 0.
-    """
-
-    indices: list[Array]
-    weight: Array
-    inside: Array
 
 
 def values(scheme: Scheme, fill: Array | None, images: Sequence[Array], samples: Samples) -> Array:
@@ -46,10 +36,9 @@ def values(scheme: Scheme, fill: Array | None, images: Sequence[Array], samples:
 def _values(scheme: Scheme, images: Sequence[Array], samples: Samples, fill: ArrayLike) -> Array:
     image, samples = _stacked(scheme, images, samples)
     samples, one = _without_an_axis_of_one_box(samples)
-    neighbours = _neighbours(scheme.window[0], samples.rows), _neighbours(scheme.window[1], samples.columns)
-    rows, columns = in_memory(lax.optimization_barrier(neighbours))  # not anew for each channel
+    rows, columns = _in_memory(_from_first(samples.rows)), _in_memory(_from_first(samples.columns))
 
-    def value(rows: Neighbours, columns: Neighbours) -> Array:
+    def value(rows: Axis, columns: Axis) -> Array:
         return jnp.where(inside(rows.inside, columns.inside), _interpolate(scheme, image, rows, columns), fill)
 
     crops = _sum_of_samples(scheme, rows, columns, samples.share, value).astype(scheme.dtype)
@@ -66,24 +55,26 @@ def crops(scheme: Scheme, images: Sequence[Array], terms: Sequence[Term]) -> Arr
 def _crops(scheme: Scheme, orders: Any, images: Sequence[Array], of_terms: Sequence[Samples]) -> Array:
     image, places = _stacked(scheme, images, of_terms[0])
     places, one = _without_an_axis_of_one_box(places)
-    tables = []
-    for samples, order in zip(of_terms, orders, strict=True):  # all of the same places
-        fractions = _without_an_axis_of_one_box(samples)[0]
-        moved = places.with_fractions(fractions.rows.fraction, fractions.columns.fraction)
-        tables.append(Term(moved, order).taps(scheme.window, share=False))
-    tables = in_memory(lax.optimization_barrier(tables))
+    fractions = [[axis.fraction for axis in _without_an_axis_of_one_box(samples)[0][:2]] for samples in of_terms]
+    rows, columns = (
+        (_in_memory(axis._replace(fraction=first)), in_memory(others))
+        for axis, (first, *others) in zip(places[:2], zip(*fractions, strict=True), strict=True)
+    )
 
-    def value(rows: list[Taps], columns: list[Taps]) -> Array:
-        weights = _weights(rows, columns)
+    def value(rows: tuple[Axis, list[Array]], columns: tuple[Axis, list[Array]]) -> Array:
+        (row, row_fractions), (column, column_fractions) = rows, columns
+        of_each = zip((row.fraction, *row_fractions), (column.fraction, *column_fractions), strict=True)
+        moved = [places._replace(rows=row, columns=column).with_fractions(*fractions) for fractions in of_each]
+        taps = [Term(*term).taps(scheme.window, share=False) for term in zip(moved, orders, strict=True)]
+        weights = _weights(*zip(*taps, strict=True))
         parts = []
         for k, m in itertools.product(range(scheme.window[0]), range(scheme.window[1])):
-            pixels = _pixels(image, rows[0].first + k, columns[0].first + m).astype(scheme.compute)
+            pixels = _pixels(image, row.index + k, column.index + m).astype(scheme.compute)
             weight = weights[k, m]
             parts.append(jnp.where(weight == 0, 0, pixels * weight))  # what has no weight has no influence
-        return jnp.where(inside(rows[0].inside, columns[0].inside), total(parts), 0)
+        return jnp.where(inside(row.inside, column.inside), total(parts), 0)
 
-    rows, columns = zip(*tables, strict=True)
-    result = _sum_of_samples(scheme, list(rows), list(columns), places.share, value)
+    result = _sum_of_samples(scheme, rows, columns, places.share, value)
     return result[None] if one else result
 
 
@@ -263,33 +254,46 @@ def _sample_of(count: int, tables: Any, index: Any) -> Any:
     return jax.tree.map(of, tables)
 
 
-def _interpolate(scheme: Scheme, image: Array, rows: Neighbours, columns: Neighbours) -> Array:
+def _in_memory(axis: Axis) -> Axis:
+    """The same, computed once, not anew for each channel."""
+    code = Light(axis.index) << 1 | Light(axis.inside).astype(jnp.int32)
+    code, fraction = in_one_loop(*map(Light, lax.optimization_barrier((code.array, axis.fraction))))
+    return Axis(unsigned_shift(code, 1).array, fraction.array, ((code & 1) > 0).array)
+
+
+def _from_first(axis: Axis) -> Axis:
+    """The same, with fractions in [0, 1): of a sample on a pixel, that is the first, and no other has to be read."""
+    index, fraction = Light(axis.index), Light(axis.fraction)
+    on_second = fraction == 1
+    return axis._replace(
+        index=(index + on_second.astype(jnp.int32)).array, fraction=where(on_second, 0, fraction).array
+    )
+
+
+def _interpolate(scheme: Scheme, image: Array, rows: Axis, columns: Axis) -> Array:
     """The surface at each sample, ``[N, h, w, C]``, or ``[h, w, C]`` of one box."""
     finite = jnp.issubdtype(image.dtype, jnp.integer)
 
     def across(row: Array) -> Array:
-        pixels = [_pixels(image, row, column).astype(scheme.compute) for column in columns.indices]
-        return _lerp(pixels, columns.weight[..., None, :, None], finite)
+        pixels = [_pixels(image, row, column).astype(scheme.compute) for column in _read(scheme.window[1], columns)]
+        return _lerp(pixels, columns.fraction[..., None, :, None], finite)
 
-    return _lerp([across(row) for row in rows.indices], rows.weight[..., :, None, None], finite)
+    return _lerp([across(row) for row in _read(scheme.window[0], rows)], rows.fraction[..., :, None, None], finite)
 
 
-def _neighbours(window: int, axis: Axis) -> Neighbours:
-    if window == 1:
-        return Neighbours([axis.index], axis.fraction, axis.inside)
-    on_second = axis.fraction == 1
-    return Neighbours(
-        [axis.index + on_second.astype(jnp.int32), axis.index + 1], jnp.where(on_second, 0, axis.fraction), axis.inside
-    )
+def _read(window: int, axis: Axis) -> list[Array]:
+    """The pixels that are read: a sample on a pixel has no second, and may be on the last."""
+    second = Light(axis.index) + (Light(axis.fraction) != 0).astype(jnp.int32)
+    return [axis.index, second.array][:window]
 
 
 def _lerp(values: list[Array], weight: Array, finite: bool) -> Array:
     """Between the first value and the last; a value without weight has no influence, be it infinite or NaN."""
-    left, right = values[0], values[-1]
-    if left is right:
-        return left
+    if len(values) == 1:
+        return values[0]
+    left, right = map(Light, values)
     between = left + (right - left) * weight
-    return between if finite else jnp.where(weight == 0, left, between)
+    return (between if finite else where(Light(weight) == 0, left, between)).array
 
 
 def _pixels(image: Array, rows: Array, columns: Array) -> Array:

@@ -17,11 +17,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
 from jax_crop import _kernels
 from jax_crop._geometry import Axis
 from jax_crop._kernels import Kernel
+from jax_crop._light import Light, absolute, is_finite, minimum, where
 from jax_crop._sampling.meshes import partitioned_over, zeros
 from jax_crop._sampling.tables import Samples, Scheme, Taps, Term, flat, float_of, inside, items_of_all, total
 
@@ -103,17 +105,18 @@ def _product_of_any(images: Array, rows: Array, columns: Array) -> Array:
     Infinities of both signs make NaN, but if one weighs hundreds of times as much as the other.
     """
     # Only signs are asked for: one pass in bfloat16 each.
-    rough = rows.astype(jnp.bfloat16), columns.astype(jnp.bfloat16)
-    infinite = jnp.isposinf(images).astype(jnp.bfloat16) - jnp.isneginf(images).astype(jnp.bfloat16)
-    marks = (~jnp.isfinite(images)).astype(jnp.bfloat16)
-    sign, reached = _product(infinite, *rough), _product(marks, *map(jnp.abs, rough))
-    not_finite = jnp.where(jnp.abs(sign) < reached, jnp.nan, jnp.where(reached > 0, jnp.sign(sign) * jnp.inf, 0))
-    return _product(finite(images), rows, columns) + not_finite.astype(rows.dtype)
+    image, *rough = Light(images), *(Light(weights).astype(jnp.bfloat16) for weights in (rows, columns))
+    infinite = (image == np.inf).astype(jnp.bfloat16) - (image == -np.inf).astype(jnp.bfloat16)
+    marks = 1 - is_finite(image).astype(jnp.bfloat16)
+    sign = Light(_product(infinite.array, *(weights.array for weights in rough)))
+    reached = Light(_product(marks.array, *(absolute(weights).array for weights in rough)))
+    not_finite = where(absolute(sign) < reached, np.nan, where(reached > 0, sign * np.inf, 0))
+    return _product(finite(images), rows, columns) + not_finite.array.astype(rows.dtype)
 
 
 def finite(image: Array) -> Array:
     """The image, with 0 for pixels that are not finite."""
-    return jnp.where(jnp.isfinite(image), image, 0) if _has_fractions(image) else image
+    return where(is_finite(Light(image)), image, 0).array if _has_fractions(image) else image
 
 
 def _has_fractions(image: Array) -> bool:
@@ -298,14 +301,13 @@ def _plan(
 
 
 def _matrix(taps: Taps, size: int, samples: int) -> Array:
-    pixels = jnp.arange(size, dtype=jnp.int32).reshape(*[1] * taps.first.ndim, size)
-    inside = taps.inside[..., None]
+    first, inside, pixels = Light(taps.first[..., None]), taps.inside[..., None], _range(size, taps.first.ndim)
     parts = [
-        jnp.where(((taps.first + k)[..., None] == pixels) & inside, weights[..., None], 0)
-        for k, weights in enumerate(taps.weights)
+        where((first + k == pixels) & inside, weights[..., None], 0).array for k, weights in enumerate(taps.weights)
     ]
     matrix = total(parts)
-    return matrix.reshape(*matrix.shape[:-2], -1, samples, size).sum(axis=-2)
+    matrix = matrix.reshape(*matrix.shape[:-2], -1, samples, size)
+    return lax.reduce_sum(matrix, (matrix.ndim - 2,))
 
 
 class _Chunks(NamedTuple):
@@ -345,7 +347,7 @@ class _Chunks(NamedTuple):
                 if not (isinstance(missing, int) and missing == 0):
                     table = jnp.pad(table, [(0, 0), (0, 0), (0, missing)] + [(0, 0)] * len(rest))
             else:
-                table = table.at[:, self.boxes].get(mode="fill", fill_value=0)
+                table = _taken(table, self.boxes)
             sizes = self.size, self._chunks_of_image()
             if self.interleaved:
                 table = table.reshape(groups, self.images, *sizes, *rest)
@@ -363,7 +365,7 @@ class _Chunks(NamedTuple):
         results = results.reshape(groups, self.images, -1, *rest)
         if self.places is None:
             return results[:, :, : self.count // self.images].reshape(groups, self.count, *rest)
-        return results[:, 0, self.places]
+        return _taken(results[:, 0], self.places)
 
     def _chunks_of_image(self) -> Any:
         return self.items.shape[0] // self.images
@@ -392,19 +394,29 @@ def _chunks(layout: _Layout, samples: Samples, few: bool = False) -> _Chunks:
     # Half of an image's share of the boxes, so that few places stay empty.
     size = min(size, -(-count // (2 * batch)) if _is_known(count, batch) else 8)
     chunks = (count + batch * (size - 1)) // size
-    item = samples.item[0]
-    is_of = (item[:, None] == jnp.arange(batch, dtype=jnp.int32)[None]).astype(jnp.int32)
-    before = jnp.sum(is_of * (jnp.cumsum(is_of, axis=0) - 1), axis=1, dtype=jnp.int32)  # boxes of the same image
-    chunks_of_images = -(-jnp.sum(is_of, axis=0) // size)
-    end = jnp.cumsum(chunks_of_images)
-    # Of integers that are not negative: jnp's, which round down, are longer programs.
-    chunk, place = lax.div(before, jnp.int32(size)), lax.rem(before, jnp.int32(size))
-    places = ((end - chunks_of_images)[item] + chunk) * size + place
-    every = jnp.arange(chunks * size, dtype=jnp.int32)[:, None]
-    boxes = jnp.min(jnp.where(places[None] == every, jnp.arange(count, dtype=jnp.int32)[None], count), axis=1)
-    items = jnp.sum(jnp.arange(chunks, dtype=jnp.int32)[:, None] >= end[None], axis=1)
-    items = jnp.minimum(items, batch - 1).astype(jnp.int32)
-    return _Chunks(items, size, count, 1, False, boxes, places)
+    # How many boxes of each image there are, up to each box, and chunks, up to each image.
+    is_of = (Light(samples.item[0, :, None]) == _range(batch, axes=1)).astype(jnp.int32)
+    until = lax.cumsum(is_of.array)
+    chunks_of = lax.div(lax.reduce_sum(is_of.array, (0,)) + (size - 1), jnp.int32(size))
+    end = Light(lax.cumsum(chunks_of))
+    first = ((end - chunks_of) * size)[None]
+    places = lax.reduce_sum((is_of * (first + until - 1)).array, (1,))
+    box = where(Light(places[None]) == _range(chunks * size)[:, None], _range(count, axes=1), count)
+    ended = (Light(_range(chunks)[:, None]) >= end[None]).astype(jnp.int32)
+    item = minimum(Light(lax.reduce_sum(ended.array, (1,))), batch - 1)
+    return _Chunks(item.array, size, count, 1, False, lax.reduce_min(box.array, (1,)), places)
+
+
+def _range(size: Any, axes: int = 0) -> Array:
+    """The numbers below a size, after some axes of one."""
+    return jnp.arange(size, dtype=jnp.int32).reshape(*[1] * axes, size)
+
+
+def _taken(table: Array, places: Array) -> Array:
+    """``[G, n, ...]``, what stands in places; 0 beyond the last."""
+    groups, _, *rest = table.shape
+    numbers = lax.GatherDimensionNumbers((0, *range(2, table.ndim)), collapsed_slice_dims=(1,), start_index_map=(1,))
+    return lax.gather(table, places[:, None], numbers, (groups, 1, *rest), mode="fill", fill_value=0)
 
 
 def _is_known(*sizes: Any) -> bool:

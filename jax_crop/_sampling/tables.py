@@ -15,6 +15,7 @@ from jax import Array, lax
 from jax.custom_batching import custom_vmap
 
 from jax_crop._geometry import Axis
+from jax_crop._light import Light, where
 
 
 def float_of(*dtypes: Any) -> Any:
@@ -78,7 +79,7 @@ class Samples(NamedTuple):
 
 def inside(rows: Array, columns: Array) -> Array:
     """Whether samples are inside along rows ``[..., h]`` and along columns ``[..., w]``: ``[..., h, w, 1]``."""
-    return (rows[..., :, None] & columns[..., None, :])[..., None]
+    return (Light(rows[..., :, None, None]) & columns[..., None, :, None]).array
 
 
 def flat(table: Array) -> Array:
@@ -88,7 +89,7 @@ def flat(table: Array) -> Array:
 
 def total(parts: Iterable[Array]) -> Array:
     """Their sum. Python's own would begin with an addition to 0."""
-    return functools.reduce(jnp.add, parts)
+    return functools.reduce(lax.add, parts)
 
 
 def items_of_all(item: Array, batch: Any) -> Array:
@@ -100,8 +101,10 @@ def in_items(rows: Axis, box_indices: Array | None, batch: Any) -> tuple[Array, 
     """Which image of its group each box is of, ``[G, N]``, and its rows: outside of an image that is not there."""
     if box_indices is None:
         return jnp.zeros(rows.index.shape[:2], jnp.int32), rows
-    exists = (box_indices >= 0) & (box_indices < batch)
-    return jnp.where(exists, box_indices, 0), rows._replace(inside=rows.inside & exists[..., None])
+    item = Light(box_indices)
+    exists = (item >= 0) & (item < batch)
+    inside = Light(rows.inside) & exists[..., None].array
+    return where(exists, item, 0).array, rows._replace(inside=inside.array)
 
 
 class Taps(NamedTuple):
@@ -141,8 +144,10 @@ class Term(NamedTuple):
 
 def _taps(axis: Axis, count: int, order: int) -> Taps:
     f = axis.fraction
-    by_order = [[1 - f, f], [-f, f]] if count == 2 else [[jnp.ones_like(f)], [jnp.zeros_like(f)]]
-    return Taps(axis.index, by_order[order], axis.inside)
+    if count == 1:
+        return Taps(axis.index, [lax.full_like(f, 1 - order)], axis.inside)
+    first = lax.neg(f) if order else (1 - Light(f)).array
+    return Taps(axis.index, [first, f], axis.inside)
 
 
 def each_group(program: Callable[..., Any]) -> Callable[..., Any]:

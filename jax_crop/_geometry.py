@@ -80,13 +80,16 @@ class Axis(NamedTuple):
     ``index`` is at most the last pixel but one, and the fraction 1 on the last pixel: so the two pixels also give the
     slope there. Of a single pixel, fraction is 0.
 
-    Of `unclamped`, ``index`` is any pixel, also the one before the first, and the fraction below 1; ``scale`` is how
-    much interpolation kernels are stretched, ``[N, 1]``.
+    ``moving`` is the same fraction, with the derivative of the position by the box, which takes more to compute.
+
+    Of `unclamped`, ``index`` is any pixel, also the one before the first, and the fraction is below 1, and moving;
+    ``scale`` is how much interpolation kernels are stretched, ``[N, 1]``.
     """
 
     index: Array  # type: ignore[assignment]  # which is a method of tuples, of no use here
     fraction: Array
     inside: Array
+    moving: Any = None
     scale: Any = None
 
 
@@ -104,8 +107,8 @@ def locate(
 
     Returns:
         The samples. Between which pixels they stand and whether they are inside is decided as exact arithmetic
-        decides it on the floats given. The fraction's derivative is that of the position: exactly on a pixel toward
-        higher indices, at the last pixel toward the inside, and 0 where the position is clamped or outside.
+        decides it on the floats given. A moving fraction's derivative is that of the position: exactly on a pixel
+        toward higher indices, at the last pixel toward the inside, and 0 where the position is clamped or outside.
     """
     edges, lattice = _edges(boxes), _joined(lattices)
     index, fraction, on_pixel, inside = _place(edges, lattice, dtype)
@@ -119,8 +122,8 @@ def locate(
     code = index << 2 | inside.astype(jnp.int32) << 1 | moves.astype(jnp.int32)
     code, fraction = in_one_loop(code, fraction.astype(dtype))
 
-    fraction = _moved(fraction, edges, lattice, moves=(code & 1) > 0)
-    return _apart(unsigned_shift(code, 2), fraction, (code & 2) > 0, lattices)
+    moving = _moved(fraction, edges, lattice, moves=(code & 1) > 0)
+    return _apart(lattices, unsigned_shift(code, 2), fraction, (code & 2) > 0, moving)
 
 
 def nearest(
@@ -133,7 +136,7 @@ def nearest(
     index, fraction, _, inside = _place(_edges(boxes), lattice, dtype)
     index = minimum(maximum(index, 0), jnp.asarray(_stacked(*size)) - 1)
     code, fraction = in_one_loop(index << 1 | inside.astype(jnp.int32), fraction.astype(dtype) * 0)
-    return _apart(code >> 1, fraction, (code & 1) > 0, lattices)
+    return _apart(lattices, code >> 1, fraction, (code & 1) > 0, fraction)
 
 
 def unclamped(
@@ -154,7 +157,7 @@ def unclamped(
     code, fraction = in_one_loop((index + 1) << 1 | inside.astype(jnp.int32), fraction.astype(dtype))
     index, inside = (code >> 1) - 1, (code & 1) > 0
 
-    rows, columns = _apart(index, _moved(fraction, edges, lattice, inside), inside, lattices)
+    rows, columns = _apart(lattices, index, _moved(fraction, edges, lattice, inside), inside)
 
     scale = jnp.ones_like(edges[..., :1], dtype)
     if antialias:
@@ -203,9 +206,9 @@ def _stacked(along_rows: Integers, along_columns: Integers) -> Any:
     return xp.stack(xp.broadcast_arrays(*pair))
 
 
-def _apart(index: Light, fraction: Light, inside: Light, lattices: tuple[Lattice, Lattice]) -> tuple[Axis, Axis]:
+def _apart(lattices: tuple[Lattice, Lattice], *tables: Light) -> tuple[Axis, Axis]:
     rows, columns = (
-        Axis(*(table.array[i, :, : np.shape(lattice.to_stop)[1]] for table in (index, fraction, inside)))
+        Axis(*(table.array[i, :, : np.shape(lattice.to_stop)[1]] for table in tables))
         for i, lattice in enumerate(lattices)
     )
     return rows, columns

@@ -62,10 +62,7 @@ unsigned_shift = _operator(lax.shift_right_logical)
 
 def where(condition: Operand, values: Operand, others: Operand) -> Light:
     arrays = [condition.array if isinstance(condition, Light) else condition, *_alike((values, others))]
-    shape = lax.broadcast_shapes(*map(np.shape, arrays))
-    return Light(
-        lax.select(*(lax.broadcast_in_dim(x, shape, range(len(shape))[-np.ndim(x) or len(shape) :]) for x in arrays))
-    )
+    return Light(lax.select(*jnp.broadcast_arrays(*arrays)))
 
 
 def bitcast(values: Light, dtype: DTypeLike) -> Light:

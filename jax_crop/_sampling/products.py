@@ -301,12 +301,12 @@ def _plan(
 
 
 def _matrix(taps: Taps, size: int, samples: int) -> Array:
-    first, inside, pixels = Light(taps.first[..., None]), taps.inside[..., None], _range(size, taps.first.ndim)
-    parts = [
-        where((first + k == pixels) & inside, weights[..., None], 0).array for k, weights in enumerate(taps.weights)
-    ]
-    matrix = total(parts)
-    matrix = matrix.reshape(*matrix.shape[:-2], -1, samples, size)
+    first = where(taps.inside, taps.first, -len(taps.weights))[..., None]
+    pixels = Light(_range(size, axes=taps.first.ndim))
+    matrix: Any = 0
+    for k, weights in enumerate(taps.weights):
+        matrix = where(first == (pixels - k).array, weights[..., None], matrix)
+    matrix = matrix.array.reshape(*taps.first.shape[:-1], -1, samples, size)
     return lax.reduce_sum(matrix, (matrix.ndim - 2,))
 
 

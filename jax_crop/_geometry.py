@@ -80,16 +80,13 @@ class Axis(NamedTuple):
     ``index`` is at most the last pixel but one, and the fraction 1 on the last pixel: so the two pixels also give the
     slope there. Of a single pixel, fraction is 0.
 
-    ``moving`` is the same fraction, with the derivative of the position by the box, which takes more to compute.
-
-    Of `unclamped`, ``index`` is any pixel, also the one before the first, and the fraction is below 1, and moving;
-    ``scale`` is how much interpolation kernels are stretched, ``[N, 1]``.
+    Of `unclamped`, ``index`` is any pixel, also the one before the first, and the fraction below 1; ``scale`` is how
+    much interpolation kernels are stretched, ``[N, 1]``.
     """
 
     index: Array  # type: ignore[assignment]  # which is a method of tuples, of no use here
     fraction: Array
     inside: Array
-    moving: Any = None
     scale: Any = None
 
 
@@ -107,8 +104,8 @@ def locate(
 
     Returns:
         The samples. Between which pixels they stand and whether they are inside is decided as exact arithmetic
-        decides it on the floats given. A moving fraction's derivative is that of the position: exactly on a pixel
-        toward higher indices, at the last pixel toward the inside, and 0 where the position is clamped or outside.
+        decides it on the floats given. The fraction's derivative is that of the position: exactly on a pixel toward
+        higher indices, at the last pixel toward the inside, and 0 where the position is clamped or outside.
     """
     edges, lattice = _edges(boxes), _joined(lattices)
     index, fraction, on_pixel, inside = _place(edges, lattice, dtype)
@@ -122,8 +119,8 @@ def locate(
     code = index << 2 | inside.astype(jnp.int32) << 1 | moves.astype(jnp.int32)
     code, fraction = in_one_loop(code, fraction.astype(dtype))
 
-    moving = _moved(fraction, edges, lattice, moves=(code & 1) > 0)
-    return _apart(lattices, unsigned_shift(code, 2), fraction, (code & 2) > 0, moving)
+    fraction = _moved(fraction, edges, lattice, moves=(code & 1) > 0)
+    return _apart(lattices, unsigned_shift(code, 2), fraction, (code & 2) > 0)
 
 
 def nearest(
@@ -136,7 +133,7 @@ def nearest(
     index, fraction, _, inside = _place(_edges(boxes), lattice, dtype)
     index = minimum(maximum(index, 0), jnp.asarray(_stacked(*size)) - 1)
     code, fraction = in_one_loop(index << 1 | inside.astype(jnp.int32), fraction.astype(dtype) * 0)
-    return _apart(lattices, code >> 1, fraction, (code & 1) > 0, fraction)
+    return _apart(lattices, code >> 1, fraction, (code & 1) > 0)
 
 
 def unclamped(
@@ -173,8 +170,8 @@ def unclamped(
 def _moved(fraction: Light, edges: Array, lattice: Any, moves: Light) -> Light:
     """The same fractions, with the derivative of the position where it moves with the box.
 
-    The position is linear in the box: this adds a term that is 0, with the position's slope. (A rule of `custom_jvp`
-    would say the same, but JAX forgets it in second derivatives through `lax.scan`.)
+    The position is linear in the box: this adds a term that is 0, with the position's slope. (A rule of `custom_jvp`,
+    here or for all of `sample`, would say the same, but JAX forgets it in second derivatives through `lax.scan`.)
     """
     finite = where(is_finite(Light(edges)), edges, 0)
     zeros = (finite - lax.stop_gradient(finite.array)).astype(fraction.dtype)

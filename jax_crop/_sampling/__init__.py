@@ -32,9 +32,8 @@ def sample(scheme: Scheme, images: tuple[Array, ...], samples: Samples, fill: Ar
         fill: ``[C]``, the value of a sample outside; None for 0, as where several samples are averaged.
 
     Returns:
-        ``[G, N, h, w, C]`` in the scheme's dtype, differentiable in images, moving fractions and fill.
+        ``[G, N, h, w, C]`` in the scheme's dtype, differentiable in images, fractions and fill.
     """
-    samples = samples.with_fractions(samples.rows.fraction, samples.columns.fraction)  # which need not move here
     # A TPU multiplies matrices; all others gather, but a CPU runs loops where a gather would hold an image.
     by_gather = functools.partial(gather.values, scheme)
     by_products = closed_under_vmap(functools.partial(products.values, scheme))
@@ -58,13 +57,12 @@ def _filled(crops: Array, samples: Samples, fill: Array | None) -> Array:
 @functools.partial(sample.defjvp, symbolic_zeros=True)
 def _sample_jvp(scheme: Scheme, primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Array, Array]:
     images, samples, _ = primals
-    samples = samples.with_fractions(samples.rows.moving, samples.columns.moving)
     images_dot, samples_dot, fill_dot = tangents
     crops = sample(scheme, *primals)
     crops_dot = jnp.zeros((), scheme.dtype)  # only what has a tangent is computed
     if moves(images_dot):
         crops_dot += linear.crops(scheme, dense(images_dot), [Term(samples)])
-    rows_dot, columns_dot = samples_dot.rows.moving, samples_dot.columns.moving
+    rows_dot, columns_dot = samples_dot.rows.fraction, samples_dot.columns.fraction
     terms = []
     if moves(rows_dot):
         terms.append(Term(samples.with_fractions(dense(rows_dot), samples.columns.fraction), (1, 0)))

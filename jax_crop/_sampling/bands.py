@@ -209,7 +209,7 @@ def _prepared(
 
 
 def _taps(kernel: Kernel, axis: Axis, size: int) -> Array:
-    index, fraction, inside, _, scale = axis
+    index, fraction, inside, scale = axis
     radius = jnp.minimum(kernel.radius * scale, 2.0**30)
     first = jnp.maximum(index - jnp.floor(radius - fraction).astype(jnp.int32), 0)
     after = jnp.minimum(index + jnp.floor(radius + fraction).astype(jnp.int32) + 1, size)

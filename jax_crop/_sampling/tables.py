@@ -66,11 +66,8 @@ class Samples(NamedTuple):
     share: Array | None
 
     def with_fractions(self, rows: Any, columns: Any) -> "Samples":
-        """The samples at other fractions, or moved so far, and no others that move."""
-        return self._replace(
-            rows=self.rows._replace(fraction=rows, moving=None),
-            columns=self.columns._replace(fraction=columns, moving=None),
-        )
+        """The samples at other fractions, or moved so far."""
+        return self._replace(rows=self.rows._replace(fraction=rows), columns=self.columns._replace(fraction=columns))
 
     def of_level(self, level: int) -> "Samples":
         """The samples of one of several maps; all others are outside."""

@@ -2,20 +2,21 @@
 
 Each of jnp's operators is a function of its own, which JAX traces anew for every shape: half a millisecond, hundreds of
 times before a program is first compiled. Those of `lax` take a twentieth of that. Here they are with operators for
-names, and with NumPy's broadcasting, but for two things: both sides have as many axes, and there is one type, of which
-numbers and NumPy's arrays are made.
+names, and with NumPy's broadcasting, but for two things: both sides have as many axes, and there is one type, to which
+numbers and NumPy's arrays are converted.
 """
 
 import functools
 from collections.abc import Callable
 from typing import Any, Union
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
-from jax.typing import DTypeLike
+from jax.typing import ArrayLike, DTypeLike
 
-Operand = Union["Light", Array, np.ndarray, float]
+Operand = Union["Light", ArrayLike]
 
 
 def _operator(function: Callable[..., Array]) -> Callable[..., "Light"]:
@@ -47,7 +48,6 @@ class Light:
     __truediv__, __rtruediv__ = _operator(lax.div), _reflected(lax.div)
     __neg__ = _operator(lax.neg)
     __and__, __or__ = _operator(lax.bitwise_and), _operator(lax.bitwise_or)
-    __rand__, __ror__ = _reflected(lax.bitwise_and), _reflected(lax.bitwise_or)
     __lshift__, __rshift__ = _operator(lax.shift_left), _operator(lax.shift_right_arithmetic)
     __lt__, __le__, __gt__, __ge__ = _operator(lax.lt), _operator(lax.le), _operator(lax.gt), _operator(lax.ge)
     __eq__, __ne__ = _operator(lax.eq), _operator(lax.ne)  # type: ignore[assignment]
@@ -62,7 +62,11 @@ unsigned_shift = _operator(lax.shift_right_logical)
 
 def where(condition: Operand, values: Operand, others: Operand) -> Light:
     arrays = [condition.array if isinstance(condition, Light) else condition, *_alike((values, others))]
-    return Light(lax.select(*jnp.broadcast_arrays(*arrays)))
+    if not jax.sharding.get_abstract_mesh().empty:  # of which only jnp's broadcasting knows
+        return Light(lax.select(*jnp.broadcast_arrays(*arrays)))
+    shape = lax.broadcast_shapes(*map(np.shape, arrays))
+    axes = range(len(shape))
+    return Light(lax.select(*(lax.broadcast_in_dim(x, shape, axes[len(shape) - np.ndim(x) :]) for x in arrays)))
 
 
 def bitcast(values: Light, dtype: DTypeLike) -> Light:
@@ -78,6 +82,6 @@ def _alike(operands: tuple[Operand, ...]) -> list[Any]:
     def array(x: Any) -> Any:
         if isinstance(x, Array):
             return x
-        return np.asarray(x, dtype) if isinstance(x, np.ndarray | float | int) else jnp.asarray(x, dtype)  # of `export`
+        return np.asarray(x, dtype) if isinstance(x, np.ndarray | float | int) else jnp.asarray(x, dtype)  # symbolic
 
     return [array(x) for x in arrays]

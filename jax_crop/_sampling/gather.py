@@ -39,7 +39,7 @@ def _values(scheme: Scheme, images: Sequence[Array], samples: Samples, fill: Arr
     rows, columns = _in_memory(_from_first(samples.rows)), _in_memory(_from_first(samples.columns))
 
     def value(rows: Axis, columns: Axis) -> Array:
-        return jnp.where(inside(rows.inside, columns.inside), _interpolate(scheme, image, rows, columns), fill)
+        return where(inside(rows.inside, columns.inside), _interpolate(scheme, image, rows, columns), fill).array
 
     crops = _sum_of_samples(scheme, rows, columns, samples.share, value).astype(scheme.dtype)
     return crops[None] if one else crops
@@ -299,10 +299,11 @@ def _lerp(values: list[Array], weight: Array, finite: bool) -> Array:
 def _pixels(image: Array, rows: Array, columns: Array) -> Array:
     """The pixels at each of ``[N, h]`` rows and ``[N, w]`` columns: ``[N, h, w, C]``."""
     height, width, channels = image.shape
-    rows, columns = rows[..., :, None], columns[..., None, :]
+    rows, columns = lax.expand_dims(rows, (rows.ndim,)), lax.expand_dims(columns, (columns.ndim - 1,))
     if isinstance(height * width, int) and height * width < 2**31:
         # One address each: pairs for images of one channel XLA would form in memory.
-        image, indices = image.reshape(-1, channels), (rows * width + columns)[..., None]
+        address = (Light(rows) * width + columns).array
+        image, indices = image.reshape(-1, channels), lax.expand_dims(address, (address.ndim,))
     else:  # which an address might overflow
         indices = jnp.stack(jnp.broadcast_arrays(rows, columns), axis=-1)
     axes = tuple(range(indices.shape[-1]))

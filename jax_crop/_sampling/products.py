@@ -409,7 +409,7 @@ def _chunks(layout: _Layout, samples: Samples, few: bool = False) -> _Chunks:
 
 def _range(size: Any, axes: int = 0) -> Array:
     """The numbers below a size, after some axes of one."""
-    return jnp.arange(size, dtype=jnp.int32).reshape(*[1] * axes, size)
+    return lax.broadcasted_iota(jnp.int32, (*[1] * axes, size), axes)
 
 
 def _taken(table: Array, places: Array) -> Array:

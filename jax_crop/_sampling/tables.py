@@ -94,7 +94,8 @@ def total(parts: Iterable[Array]) -> Array:
 
 def items_of_all(item: Array, batch: Any) -> Array:
     """Which of all groups' images each box is of, ``[G, N]``: each group has a batch of them."""
-    return item + jnp.arange(item.shape[0], dtype=jnp.int32)[:, None] * batch
+    first = Light(lax.broadcasted_iota(jnp.int32, (item.shape[0], 1), 0)) * batch
+    return (first + item).array
 
 
 def in_items(rows: Axis, box_indices: Array | None, batch: Any) -> tuple[Array, Axis]:
@@ -156,7 +157,8 @@ def each_group(program: Callable[..., Any]) -> Callable[..., Any]:
     def of_all(*arrays: Any) -> Any:
         groups = jax.tree.leaves(arrays)[0].shape[0]
         if isinstance(groups, int) and groups == 1:
-            return jax.tree.map(lambda x: x[None], program(*jax.tree.map(lambda x: x[0], arrays)))
+            results = program(*jax.tree.map(lambda x: lax.squeeze(x, (0,)), arrays))
+            return jax.tree.map(lambda x: lax.expand_dims(x, (0,)), results)
         return jax.vmap(program)(*arrays)
 
     return of_all

@@ -12,7 +12,7 @@ from jax import Array, lax
 from jax.typing import DTypeLike
 
 from jax_crop import _exact
-from jax_crop._calls import in_one_loop
+from jax_crop._calls import in_memory, in_one_loop
 from jax_crop._exact import Integers
 from jax_crop._light import Light, is_finite, maximum, minimum, unsigned_shift, where
 
@@ -119,7 +119,7 @@ def locate(
     code = index << 2 | inside.astype(jnp.int32) << 1 | moves.astype(jnp.int32)
     code, fraction = in_one_loop(code, fraction.astype(dtype))
 
-    fraction = _moved(fraction, edges, lattice, moves=(code & 1) > 0)
+    fraction = Light(in_memory(_moved(fraction, edges, lattice, moves=(code & 1) > 0).array))
     return _apart(lattices, unsigned_shift(code, 2), fraction, (code & 2) > 0)
 
 

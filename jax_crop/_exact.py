@@ -1,8 +1,8 @@
 """Exact sums of products of floats, in integers.
 
 A float is an integer times a power of two. Here numbers are written as digits of a few dozen bits, in integers that
-hold the product of a digit and a weight; so a sum of products is one product of integer matrices, and its carries. No
-step rounds: a compiler may fuse products and sums, or flush small floats to zero, and nothing changes.
+hold the product of a digit and a weight; so a sum of products is such a sum for each digit, and its carries. No step
+rounds: a compiler may fuse products and sums, or flush small floats to zero, and nothing changes.
 
 The exponents of floats span hundreds of bits, of which the digits show a window. It is enough, for only numbers between
 0 and a bound have to be right:
@@ -26,9 +26,6 @@ from jax.typing import DTypeLike
 from jax_crop._light import Light, absolute, bitcast, clip, floor, maximum, rounded, unsigned_shift, where
 
 Integers = int | np.ndarray | Array
-
-# Without a precision `jax.default_matmul_precision` would have a say, even in products of integers.
-_dot = functools.partial(lax.dot_general, precision=lax.Precision.DEFAULT)
 
 
 class Window(NamedTuple):
@@ -114,11 +111,8 @@ def weighted_sums(
         alone = np.any(weights == 0, axis=2, keepdims=True)
         weights = np.concatenate([np.where(alone, 0, weights), np.where(alone, weights, 0)], axis=2)
     table = _table(Light(values), weights.shape[2] > 2, scale, window).array
-    weights = jnp.asarray(weights, window.dtype)
-    if weights.shape[1] == 1:
-        sums = _dot(table, weights[:, 0], (((3,), (1,)), ((0,), (0,))))
-    else:
-        sums = _dot(table, weights, (((3,), (2,)), ((0, 1), (0, 1))))
+    products = Light(table[..., None]) * jnp.asarray(weights, window.dtype)[:, :, None]
+    sums = lax.reduce_sum(products.array, (3,))
     *digits, raised = (Light(sums[..., i, :]) for i in range(sums.shape[2]))
     return _number(digits, raised, steps, window)
 

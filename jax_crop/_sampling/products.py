@@ -30,6 +30,7 @@ from jax_crop._sampling.tables import Samples, Scheme, Taps, Term, flat, float_o
 # What lies between two products, of all boxes of a chunk.
 _BYTES_BETWEEN = 32 * 2**20
 
+_dot = functools.partial(lax.dot_general, precision=lax.Precision.HIGHEST)
 _einsum = functools.partial(jnp.einsum, precision=lax.Precision.HIGHEST)
 
 
@@ -95,8 +96,9 @@ def _by_product(of_chunk: Callable[..., Array], layout: "_Layout", image: Array,
 
 def _product(images: Array, rows: Array, columns: Array) -> Array:
     """Crops ``[G, N, h, w, C]`` of an image of each group."""
-    between = _einsum("gnir,grwc->gniwc", rows, images, preferred_element_type=columns.dtype)
-    return _einsum("gniwc,gnjw->gnijc", between, columns)
+    between = _dot(rows, images, (((3,), (1,)), ((0,), (0,))), preferred_element_type=columns.dtype)
+    by_column = _dot(columns, between, (((3,), (3,)), ((0, 1), (0, 1))))
+    return lax.transpose(by_column, (0, 1, 3, 2, 4))
 
 
 def _product_of_any(images: Array, rows: Array, columns: Array) -> Array:

@@ -20,7 +20,7 @@ from jax_crop._calls import in_memory, in_one_loop
 from jax_crop._geometry import Axis
 from jax_crop._light import Light, unsigned_shift, where
 from jax_crop._sampling.meshes import zeros
-from jax_crop._sampling.tables import Samples, Scheme, Taps, Term, each_group, inside, total
+from jax_crop._sampling.tables import Samples, Scheme, Taps, Term, each_group, inside, taps, total
 
 # Unrolled samples of a bin are fused into one pass; more would make the program grow.
 _UNROLLED = 4
@@ -36,7 +36,7 @@ def values(scheme: Scheme, fill: Array | None, images: Sequence[Array], samples:
 def _values(scheme: Scheme, images: Sequence[Array], samples: Samples, fill: ArrayLike) -> Array:
     image, samples = _stacked(scheme, images, samples)
     samples, one = _without_an_axis_of_one_box(samples)
-    rows, columns = _in_memory(_from_first(samples.rows)), _in_memory(_from_first(samples.columns))
+    (rows,), (columns,) = (_in_memory(axis, [axis.fraction]) for axis in map(_from_first, samples[:2]))
 
     def value(rows: Axis, columns: Axis) -> Array:
         return where(inside(rows.inside, columns.inside), _interpolate(scheme, image, rows, columns), fill).array
@@ -55,24 +55,23 @@ def crops(scheme: Scheme, images: Sequence[Array], terms: Sequence[Term]) -> Arr
 def _crops(scheme: Scheme, orders: Any, images: Sequence[Array], of_terms: Sequence[Samples]) -> Array:
     image, places = _stacked(scheme, images, of_terms[0])
     places, one = _without_an_axis_of_one_box(places)
-    fractions = [[axis.fraction for axis in _without_an_axis_of_one_box(samples)[0][:2]] for samples in of_terms]
-    rows, columns = (
-        (_in_memory(axis._replace(fraction=first)), in_memory(others))
-        for axis, (first, *others) in zip(places[:2], zip(*fractions, strict=True), strict=True)
+    of_axes = zip(*(_without_an_axis_of_one_box(samples)[0][:2] for samples in of_terms), strict=True)
+    rows, columns = (  # all of the same places
+        _in_memory(axis, [term.fraction for term in terms]) for axis, terms in zip(places[:2], of_axes, strict=True)
     )
 
-    def value(rows: tuple[Axis, list[Array]], columns: tuple[Axis, list[Array]]) -> Array:
-        (row, row_fractions), (column, column_fractions) = rows, columns
-        of_each = zip((row.fraction, *row_fractions), (column.fraction, *column_fractions), strict=True)
-        moved = [places._replace(rows=row, columns=column).with_fractions(*fractions) for fractions in of_each]
-        taps = [Term(*term).taps(scheme.window, share=False) for term in zip(moved, orders, strict=True)]
-        weights = _weights(*zip(*taps, strict=True))
+    def value(rows: list[Axis], columns: list[Axis]) -> Array:
+        row_orders, column_orders = zip(*orders, strict=True)
+        weights = _weights(
+            [taps(row, scheme.window[0], order) for row, order in zip(rows, row_orders, strict=True)],
+            [taps(column, scheme.window[1], order) for column, order in zip(columns, column_orders, strict=True)],
+        )
         parts = []
         for k, m in itertools.product(range(scheme.window[0]), range(scheme.window[1])):
-            pixels = _pixels(image, row.index + k, column.index + m).astype(scheme.compute)
+            pixels = _pixels(image, rows[0].index + k, columns[0].index + m).astype(scheme.compute)
             weight = weights[k, m]
             parts.append(jnp.where(weight == 0, 0, pixels * weight))  # what has no weight has no influence
-        return jnp.where(inside(row.inside, column.inside), total(parts), 0)
+        return jnp.where(inside(rows[0].inside, columns[0].inside), total(parts), 0)
 
     result = _sum_of_samples(scheme, rows, columns, places.share, value)
     return result[None] if one else result
@@ -254,11 +253,14 @@ def _sample_of(count: int, tables: Any, index: Any) -> Any:
     return jax.tree.map(of, tables)
 
 
-def _in_memory(axis: Axis) -> Axis:
-    """The same, computed once, not anew for each channel."""
+def _in_memory(axis: Axis, fractions: Sequence[Array]) -> list[Axis]:
+    """The same places with each of the fractions, computed once, not anew for each channel."""
     code = Light(axis.index) << 1 | Light(axis.inside).astype(jnp.int32)
-    code, fraction = in_one_loop(*map(Light, lax.optimization_barrier((code.array, axis.fraction))))
-    return Axis(unsigned_shift(code, 1).array, fraction.array, ((code & 1) > 0).array)
+    code, first, *others = map(Light, lax.optimization_barrier((code.array, *fractions)))
+    code, first = in_one_loop(code, first)
+    others = in_memory([fraction.array for fraction in others])
+    axis = Axis(unsigned_shift(code, 1).array, first.array, ((code & 1) > 0).array)
+    return [axis, *(axis._replace(fraction=fraction) for fraction in others)]
 
 
 def _from_first(axis: Axis) -> Axis:

@@ -136,14 +136,15 @@ class Term(NamedTuple):
     def taps(self, window: tuple[int, int], share: bool = True) -> tuple[Taps, Taps]:
         """The pixels along rows and columns; with a sample's share in the weights of its row."""
         rows, columns = (
-            _taps(axis, count, order) for axis, count, order in zip(self.samples[:2], window, self.orders, strict=True)
+            taps(axis, count, order) for axis, count, order in zip(self.samples[:2], window, self.orders, strict=True)
         )
         if share and self.samples.share is not None:
             rows = rows._replace(weights=[weight * self.samples.share[..., None] for weight in rows.weights])
         return rows, columns
 
 
-def _taps(axis: Axis, count: int, order: int) -> Taps:
+def taps(axis: Axis, count: int, order: int) -> Taps:
+    """Of ``count`` pixels, for linear interpolation or its derivative."""
     f = axis.fraction
     if count == 1:
         return Taps(axis.index, [lax.full_like(f, 1 - order)], axis.inside)

@@ -43,7 +43,6 @@ _PARTS: dict[str, Callable[[Sequence[Case], Effort], Sequence[Any]]] = {
 }
 _ELSEWHERE = ("torchvision",)  # in an environment of its own
 _ALSO_KEPT = ("speed", "kernels")  # measured once more, under other settings of the allocator
-_ONLY_KEPT = ("compositions",)  # the same programs but for their forms: what was freed before would decide
 
 
 def main() -> None:
@@ -77,13 +76,10 @@ def main() -> None:
     saves = not (texts or options.quick)
     start = time.perf_counter()
     for part in parts:
-        if part in _ONLY_KEPT and not keep and saves:
-            subprocess.run([sys.executable, "-m", "benchmarks", part, "--malloc", "keep"], check=True)
-            continue
         effort = QUICK if options.quick else Effort(turns=3) if keep else Effort()
         rows = _PARTS[part](cases, effort)
         if saves:
-            results.save(f"{part}-keep" if keep and part not in _ONLY_KEPT else part, rows)
+            results.save(f"{part}-keep" if keep else part, rows)
         print(f"== {part}: done after {(time.perf_counter() - start) / 60:.1f} minutes\n", flush=True)
         if saves and not keep and part in _ALSO_KEPT and jax.default_backend() == "cpu":
             subprocess.run([sys.executable, "-m", "benchmarks", part, "--malloc", "keep"], check=True)

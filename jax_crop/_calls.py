@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.experimental.xla_metadata import set_xla_metadata
 
-from jax_crop._light import Light
+from jax_crop._light import Light, bitcast, unsigned_shift
 
 
 def call(function: Callable[..., Any], *arguments: Any) -> Any:
@@ -33,21 +33,24 @@ def _same(tables: Any) -> Any:
     return jax.tree.map(lax.optimization_barrier, tables)
 
 
-def in_one_loop(integers: Light, floats: Light) -> tuple[Light, Light]:
-    """The same int32 numbers and floats; on a CPU in memory, and computed together.
+def in_one_loop(integers: Light, flags: Light, floats: Light) -> tuple[Light, Light, Light]:
+    """The same natural numbers, flags and floats; on a CPU in memory, and computed together.
 
     A loop of XLA's has one result. Complex numbers have two parts, of any bits.
     """
-    pair = lax.platform_dependent(integers.array, floats.array, cpu=_as_complex, default=lambda *arrays: arrays)
-    return Light(pair[0]), Light(pair[1])
+    arrays = integers.array, flags.array, floats.array
+    integers, flags, floats = map(
+        Light, lax.platform_dependent(*arrays, cpu=_as_complex, default=lambda *arrays: arrays)
+    )
+    return integers, flags, floats
 
 
-def _as_complex(integers: Array, floats: Array) -> tuple[Array, Array]:
+def _as_complex(integers: Array, flags: Array, floats: Array) -> tuple[Array, Array, Array]:
     word = jnp.int32 if floats.dtype == jnp.float32 else jnp.int64
-    bits = lax.bitcast_convert_type(lax.convert_element_type(integers, word), floats.dtype)
-    pairs = call(_same, lax.complex(bits, floats))
-    integers = lax.bitcast_convert_type(lax.real(pairs), word)
-    return lax.convert_element_type(integers, jnp.int32), lax.imag(pairs)
+    code = Light(integers) << 1 | Light(flags).astype(jnp.int32)
+    pairs = call(_same, lax.complex(bitcast(code.astype(word), floats.dtype).array, floats))
+    code = bitcast(Light(lax.real(pairs)), word).astype(jnp.int32)
+    return unsigned_shift(code, 1).array, ((code & 1) > 0).array, lax.imag(pairs)
 
 
 def small(function: Callable[..., Any], *arguments: Any) -> Any:

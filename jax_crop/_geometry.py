@@ -14,7 +14,7 @@ from jax.typing import DTypeLike
 from jax_crop import _exact
 from jax_crop._calls import in_memory, in_one_loop
 from jax_crop._exact import Integers
-from jax_crop._light import Light, is_finite, maximum, minimum, unsigned_shift, where
+from jax_crop._light import Light, is_finite, maximum, minimum, where
 
 
 class Lattice(NamedTuple):
@@ -116,11 +116,11 @@ def locate(
     before_last = maximum(last - 1, 0)
     fraction = where(index < 0, 0, where(index < last, fraction, (last - before_last).astype(fraction.dtype)))
     index = minimum(maximum(index, 0), before_last)
-    code = index << 2 | inside.astype(jnp.int32) << 1 | moves.astype(jnp.int32)
-    code, fraction = in_one_loop(code, fraction.astype(dtype))
+    code = index << 1 | moves.astype(jnp.int32)
+    code, inside, fraction = in_one_loop(code, inside, fraction.astype(dtype))
 
     fraction = Light(in_memory(_moved(fraction, edges, lattice, moves=(code & 1) > 0).array))
-    return _apart(lattices, unsigned_shift(code, 2), fraction, (code & 2) > 0)
+    return _apart(lattices, code >> 1, fraction, inside)
 
 
 def nearest(
@@ -132,8 +132,8 @@ def nearest(
     lattice = lattice._replace(half_shift=lattice.half_shift + 1)
     index, fraction, _, inside = _place(_edges(boxes), lattice, dtype)
     index = minimum(maximum(index, 0), jnp.asarray(_stacked(*size)) - 1)
-    code, fraction = in_one_loop(index << 1 | inside.astype(jnp.int32), fraction.astype(dtype) * 0)
-    return _apart(lattices, code >> 1, fraction, (code & 1) > 0)
+    index, inside, fraction = in_one_loop(index, inside, fraction.astype(dtype) * 0)
+    return _apart(lattices, index, fraction, inside)
 
 
 def unclamped(
@@ -151,10 +151,8 @@ def unclamped(
     """
     edges, lattice = _edges(boxes), _joined(lattices)
     index, fraction, _, inside = _place(edges, lattice, dtype)
-    code, fraction = in_one_loop((index + 1) << 1 | inside.astype(jnp.int32), fraction.astype(dtype))
-    index, inside = (code >> 1) - 1, (code & 1) > 0
-
-    rows, columns = _apart(lattices, index, _moved(fraction, edges, lattice, inside), inside)
+    index, inside, fraction = in_one_loop(index + 1, inside, fraction.astype(dtype))
+    rows, columns = _apart(lattices, index - 1, _moved(fraction, edges, lattice, inside), inside)
 
     scale = jnp.ones_like(edges[..., :1], dtype)
     if antialias:

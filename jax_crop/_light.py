@@ -82,6 +82,7 @@ def _alike(operands: tuple[Operand, ...]) -> list[Any]:
     def array(x: Any) -> Any:
         if isinstance(x, Array):
             return x
-        return np.asarray(x, dtype) if isinstance(x, np.ndarray | float | int) else jnp.asarray(x, dtype)  # symbolic
+        # What `jax.export` leaves open is no number of NumPy's.
+        return np.asarray(x, dtype) if isinstance(x, np.ndarray | float | int) else jnp.asarray(x, dtype)
 
     return [array(x) for x in arrays]

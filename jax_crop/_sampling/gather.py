@@ -18,7 +18,7 @@ from jax.typing import ArrayLike
 
 from jax_crop._calls import in_memory, in_one_loop
 from jax_crop._geometry import Axis
-from jax_crop._light import Light, unsigned_shift, where
+from jax_crop._light import Light, where
 from jax_crop._sampling.meshes import zeros
 from jax_crop._sampling.tables import Samples, Scheme, Taps, Term, each_group, inside, taps, total
 
@@ -255,12 +255,9 @@ def _sample_of(count: int, tables: Any, index: Any) -> Any:
 
 def _in_memory(axis: Axis, fractions: Sequence[Array]) -> list[Axis]:
     """The same places with each of the fractions, computed once, not anew for each channel."""
-    code = Light(axis.index) << 1 | Light(axis.inside).astype(jnp.int32)
-    code, first, *others = map(Light, lax.optimization_barrier((code.array, *fractions)))
-    code, first = in_one_loop(code, first)
-    others = in_memory([fraction.array for fraction in others])
-    axis = Axis(unsigned_shift(code, 1).array, first.array, ((code & 1) > 0).array)
-    return [axis, *(axis._replace(fraction=fraction) for fraction in others)]
+    index, inside, first, *others = lax.optimization_barrier((axis.index, axis.inside, *fractions))
+    index, inside, first = (light.array for light in in_one_loop(*map(Light, (index, inside, first))))
+    return [Axis(index, fraction, inside) for fraction in (first, *in_memory(others))]
 
 
 def _from_first(axis: Axis) -> Axis:

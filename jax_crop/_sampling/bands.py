@@ -18,7 +18,7 @@ from jax_crop._calls import small
 from jax_crop._geometry import Axis
 from jax_crop._kernels import Kernel, on_last
 from jax_crop._sampling.meshes import zeros
-from jax_crop._sampling.steps import at, loop, only, put, restored, stored, summed, take
+from jax_crop._sampling.steps import at, floats, loop, only, put, restored, stored, summed, take
 from jax_crop._sampling.tables import Samples, flat, float_of, items_of_all
 
 # How many floats of a row of pixels are summed at once, and of a column of samples: these stay in the nearest cache.
@@ -92,13 +92,13 @@ def values(kernel: Kernel, dtype: Any, of_groups: tuple[Array, Array], samples: 
 
 def crops(kernel: Kernel, dtype: Any, image: Array, samples: Samples, dots: Any = None) -> Array:
     """As `products.crops_of_kernel`; or how these move if fractions and scales do as in dots."""
-    return _crops(kernel, image, samples, jnp.zeros((samples.item.size, image.shape[-1]), dtype), dtype, dots)
+    fills = jnp.zeros((samples.item.size, image.shape[-1]), float_of(dtype))
+    return _crops(kernel, image, samples, fills, dtype, dots)
 
 
 def _crops(kernel: Kernel, image: Array, samples: Samples, fills: Array, dtype: Any, dots: Any = None) -> Array:
     size = samples.rows.index.shape[-1], samples.columns.index.shape[-1]
     rows, bands, memory = _prepared(kernel, image, samples, size, fills.dtype, dots)
-    of_pixels = image.dtype
     steps = [(_weights, _weights)] if dots is None else [(_moves, _weights), (_weights, _moves)]
 
     def of_all(crops: Array, memory: _Memory, image: Array, bands: _Bands, fills: Array) -> Array:
@@ -111,10 +111,11 @@ def _crops(kernel: Kernel, image: Array, samples: Samples, fills: Array, dtype: 
 
             def add(place: tuple[Any, ...], inside: Array, value: Array, crops: Array) -> Array:
                 value = only(inside, value)[None, :, None]
-                return put(crops, take(crops, place, value.shape) + value, place)
+                total = restored(take(crops, place, value.shape), dtype).astype(value.dtype) + value
+                return put(crops, stored(total.astype(dtype)), place)
 
             for (of_rows, of_columns), to_crops in zip(steps, (write, add), strict=False):
-                memory = _rows_summed(part, of_rows, _Stored(image, of_pixels), memory, finite=dots is not None)
+                memory = _rows_summed(part, of_rows, image, memory, finite=dots is not None)
                 crops = _columns_summed(part, of_columns, to_crops, memory.between, crops)
             return crops, memory
 
@@ -127,23 +128,23 @@ def _crops(kernel: Kernel, image: Array, samples: Samples, fills: Array, dtype: 
 
 def images(kernel: Kernel, shape: tuple[Any, ...], crops: Array, samples: Samples) -> Array:
     """The cotangents of images ``[G, B, H, W, C]``, in the type of the fractions."""
-    dtype, of_crops = samples.rows.fraction.dtype, crops.dtype
+    dtype = samples.rows.fraction.dtype
     start = zeros(shape, dtype, crops, samples)
     rows, bands, memory = _prepared(kernel, start, samples, crops.shape[2:4], dtype)
 
     def of_all(image: Array, memory: _Memory, crops: Array, bands: _Bands) -> Array:
         def of_part(part: _Part, image: Array, memory: _Memory) -> tuple[Array, _Memory]:
-            memory = _spread_over_columns(part, _weights, _Stored(crops, of_crops), memory)
+            memory = _spread_over_columns(part, _weights, crops, memory)
             return _spread_over_rows(part, memory, image)
 
         return _of_parts(of_part, kernel, bands, image, memory)
 
-    return small(of_all, rows, memory, stored(flat(crops)), bands).reshape(shape)
+    return small(of_all, rows, memory, flat(crops), bands).reshape(shape)
 
 
 def moves(kernel: Kernel, crops: Array, image: Array, samples: Samples, dots: Any = None) -> list[tuple[Array, Array]]:
     """The cotangents of fractions and scales, of rows and of columns; or how they move if those do as in dots."""
-    dtype, of_crops, of_pixels = samples.rows.fraction.dtype, crops.dtype, image.dtype
+    dtype = samples.rows.fraction.dtype
     rows, bands, memory = _prepared(kernel, image, samples, crops.shape[2:4], dtype, dots)
     of_row = zeros((image.shape[3] * image.shape[4] + 1,), dtype, crops, image, samples)
     steps: list[tuple[Factors, Slopes]] = [(_weights, _slopes)]
@@ -151,15 +152,13 @@ def moves(kernel: Kernel, crops: Array, image: Array, samples: Samples, dots: An
         steps = [(_weights, _slopes_and_their_moves), (_moves, _slopes_as_moves)]
 
     def of_all(sums: Any, of_row: Array, memory: _Memory, crops: Array, image: Array, bands: _Bands) -> Any:
-        pixels, bars = _Stored(image, of_pixels), _Stored(crops, of_crops)
-
         def of_part(part: _Part, state: Any, memory: _Memory) -> Any:
             row_sums, column_sums, of_row = state
             for factors, slopes in steps:
-                memory = _spread_over_columns(part, factors, bars, memory)
-                row_sums, of_row = _row_moves(part, slopes, pixels, memory.between, row_sums, of_row)
-                memory = _rows_summed(part, factors, pixels, memory, finite=True)
-                column_sums = _column_moves(part, slopes, bars, memory.between, column_sums)
+                memory = _spread_over_columns(part, factors, crops, memory)
+                row_sums, of_row = _row_moves(part, slopes, image, memory.between, row_sums, of_row)
+                memory = _rows_summed(part, factors, image, memory, finite=True)
+                column_sums = _column_moves(part, slopes, crops, memory.between, column_sums)
             return (row_sums, column_sums, of_row), memory
 
         return _of_parts(of_part, kernel, bands, (*sums, of_row), memory)[:2]
@@ -168,7 +167,7 @@ def moves(kernel: Kernel, crops: Array, image: Array, samples: Samples, dots: An
         zeros((*band.taps.shape[:-1], 2 * len(steps)), dtype, crops, image, samples, dots)
         for band in (bands.rows, bands.columns)
     )
-    sums = small(of_all, sums, of_row, memory, stored(flat(crops)), rows, bands)
+    sums = small(of_all, sums, of_row, memory, flat(crops), rows, bands)
 
     def of_axis(axis: Axis, size: int, band: _Band, sums: Array, dots: Any) -> Any:
         taps, sums = (x.reshape(*samples.item.shape, *x.shape[1:]) for x in (band.taps, sums))
@@ -205,7 +204,7 @@ def _prepared(
         zeros((width + 1, down, channels), dtype, image, samples),
         zeros((max(height, width) + 1,), dtype, image, samples),
     )
-    return stored(image.reshape(-1, width * channels)), jax.tree.map(flat, bands), memory
+    return image.reshape(-1, width * channels), jax.tree.map(flat, bands), memory
 
 
 def _taps(kernel: Kernel, axis: Axis, size: int) -> Array:
@@ -230,16 +229,6 @@ def _reach(first_row: Array, columns: _Band) -> Array:
 
 
 # ---- What small calls do
-
-
-class _Stored(NamedTuple):
-    """An array that is read, as it is `stored`, and the dtype of what it is of."""
-
-    array: Array
-    dtype: Any
-
-    def take(self, start: tuple[Any, ...], shape: tuple[int, ...]) -> Array:
-        return restored(take(self.array, start, shape), self.dtype)
 
 
 class _Part(NamedTuple):
@@ -297,15 +286,15 @@ class _Part(NamedTuple):
 
         return loop(jnp.where(band.inside, blocks, 0), of_one, carry)
 
-    def run(self, pixels: _Stored, row: Array, start: Array, count: int, dtype: Any, finite: bool) -> Array:
+    def run(self, pixels: Array, row: Array, start: Array, count: int, dtype: Any, finite: bool) -> Array:
         """So many floats of a row of the box's image."""
-        run = pixels.take((self.reach[0] + row, start), (1, count))[0].astype(dtype)
+        run = floats(pixels, (self.reach[0] + row, start), (1, count), dtype)[0]
         return only(jnp.isfinite(run), run) if finite else run
 
-    def of_crops(self, bars: _Stored, j: Array, dtype: Any) -> Array:
+    def of_crops(self, bars: Array, j: Array, dtype: Any) -> Array:
         """Column j of crops, ``[rows, C]``; 0 where samples are outside."""
-        column = bars.take((self.n, self.i, j, 0), (1, self.rows, 1, self.channels))
-        return only(self.inside, column.reshape(self.rows, self.channels).astype(dtype))
+        column = floats(bars, (self.n, self.i, j, 0), (1, self.rows, 1, self.channels), dtype)
+        return only(self.inside, column.reshape(self.rows, self.channels))
 
 
 def _of_parts(
@@ -379,7 +368,7 @@ def _ahead(place: Array, tap: Array) -> Array:
     return place[0] + tap.astype(place.dtype) * place[1]
 
 
-def _rows_summed(part: _Part, factors: Factors, pixels: _Stored, memory: _Memory, finite: bool = False) -> _Memory:
+def _rows_summed(part: _Part, factors: Factors, pixels: Array, memory: _Memory, finite: bool = False) -> _Memory:
     """The sums of rows, in memory between; of finite pixels only, if that is asked for."""
     count = part.across * part.channels
 
@@ -394,7 +383,7 @@ def _rows_summed(part: _Part, factors: Factors, pixels: _Stored, memory: _Memory
                 weight = at(weights, tap)
                 return sums + only(jnp.broadcast_to(weight != 0, sums.shape), run * weight)
 
-            sums = loop(band.length, add, zeros((count,), between.dtype, between, pixels.array))
+            sums = loop(band.length, add, zeros((count,), between.dtype, between, pixels))
             return put(between, (sums * inverse).reshape(part.across, 1, part.channels), (start, k, 0))
 
         return _Memory(part.over_blocks(of_block, band, between), weights)
@@ -423,7 +412,7 @@ def _columns_summed(part: _Part, factors: Factors, write: Callable[..., Array], 
     return loop(crops.shape[2], of_column, crops)
 
 
-def _spread_over_columns(part: _Part, factors: Factors, bars: _Stored, memory: _Memory) -> _Memory:
+def _spread_over_columns(part: _Part, factors: Factors, bars: Array, memory: _Memory) -> _Memory:
     """What columns of crops add to what is between: the transpose of `_columns_summed`."""
     between, weights = memory
     _, first, after = part.reach
@@ -442,7 +431,7 @@ def _spread_over_columns(part: _Part, factors: Factors, bars: _Stored, memory: _
 
         return _Memory(loop(band.length, add, between), weights)
 
-    return loop(bars.array.shape[2], of_column, _Memory(between, weights))
+    return loop(bars.shape[2], of_column, _Memory(between, weights))
 
 
 def _spread_over_rows(part: _Part, memory: _Memory, image: Array) -> tuple[Array, _Memory]:
@@ -473,7 +462,7 @@ def _spread_over_rows(part: _Part, memory: _Memory, image: Array) -> tuple[Array
 
 
 def _row_moves(
-    part: _Part, slopes: Slopes, pixels: _Stored, between: Array, sums: Array, of_row: Array
+    part: _Part, slopes: Slopes, pixels: Array, between: Array, sums: Array, of_row: Array
 ) -> tuple[Array, Array]:
     """The cotangents of the places of rows, added; of what is between, as `_spread_over_columns` leaves it."""
     across, channels = part.across, part.channels
@@ -495,7 +484,7 @@ def _row_moves(
                 return run * take(of_row, (start,), (lanes,))
 
             whole = lax.div(after - first, jnp.int32(lanes))
-            start = zeros((lanes,), of_row.dtype, of_row, pixels.array)
+            start = zeros((lanes,), of_row.dtype, of_row, pixels)
             total = loop(whole, lambda block, total: total + of_lanes(first + block * lanes), start)
             rest = first + whole * lanes
             start = jnp.minimum(rest, part.width * channels - lanes)
@@ -508,7 +497,7 @@ def _row_moves(
     return loop(part.rows, of_sample, (sums, of_row))
 
 
-def _column_moves(part: _Part, slopes: Slopes, bars: _Stored, between: Array, sums: Array) -> Array:
+def _column_moves(part: _Part, slopes: Slopes, bars: Array, between: Array, sums: Array) -> Array:
     """The cotangents of the places of columns, added; of what is between, as `_rows_summed` leaves it."""
 
     def of_sample(j: Array, sums: Array) -> Array:
@@ -521,7 +510,7 @@ def _column_moves(part: _Part, slopes: Slopes, bars: _Stored, between: Array, su
         new = at(sums, part.n, j) + slopes(part.kernel, band, product)
         return put(sums, new[None, None], (part.n, j, 0))
 
-    return loop(bars.array.shape[2], of_sample, sums)
+    return loop(bars.shape[2], of_sample, sums)
 
 
 def _slopes(kernel: Kernel, band: _Band, product: Callable[[Array], Array]) -> Array:

@@ -18,7 +18,7 @@ from jax_crop._kernels import Kernel
 from jax_crop._sampling import bands, gather, products
 from jax_crop._sampling.meshes import unless_partitioned, zeros
 from jax_crop._sampling.primitives import dense, linear_primitive, moves
-from jax_crop._sampling.tables import Samples, Scheme, closed_under_vmap
+from jax_crop._sampling.tables import Samples, Scheme, closed_under_vmap, float_of
 
 Moves = tuple[tuple[Any, Any], tuple[Any, Any]]  # fractions and scales, of rows and of columns
 _NONE: Moves = ((None, None), (None, None))
@@ -46,14 +46,14 @@ def _jvp_of_sample(
     image_dot, samples_dot, fill_dot = tangents
     crops = sample_by_kernel(kernel, scheme, *primals)
     crops_dot = jnp.zeros((), scheme.dtype)
-    which = Derivative("crops of image", kernel, scheme.compute, image.shape[1:4])
+    which = Derivative("crops of image", kernel, scheme.dtype, image.shape[1:4])
     at = Operands(None, None, None, _moving(samples), _with(samples, _NONE))
     if moves(image_dot):
-        crops_dot += _bind(which, at._replace(image=image_dot))[0].astype(scheme.dtype)
+        crops_dot += _bind(which, at._replace(image=image_dot))[0]
     dots = _moving(samples_dot)
     if moves(dots):
         of_moves = which._replace(result="crops of moves")
-        crops_dot += _bind(of_moves, at._replace(image=image, moves=dense(dots)))[0].astype(scheme.dtype)
+        crops_dot += _bind(of_moves, at._replace(image=image, moves=dense(dots)))[0]
     if moves(fill_dot):
         crops_dot += gather.fill_tangent(scheme, fill_dot, samples)
     return crops, jnp.broadcast_to(crops_dot, crops.shape)
@@ -67,7 +67,7 @@ class Derivative(NamedTuple):
             ``"crops of moves"`` of moves, or its transpose, ``"moves"`` of crops; ``"moves of moves"``, how these move,
             its own transpose.
         kernel: see `Kernel`.
-        dtype: what is computed in.
+        dtype: of crops.
         shape: ``(B, H, W)`` of the image.
     """
 
@@ -75,6 +75,11 @@ class Derivative(NamedTuple):
     kernel: Kernel
     dtype: Any
     shape: tuple[Any, ...]
+
+    @property
+    def compute(self) -> Any:
+        """The dtype of all else."""
+        return float_of(self.dtype)
 
 
 class Operands(NamedTuple):
@@ -113,22 +118,22 @@ def _by_products(which: Derivative, at: Operands) -> Sequence[Array]:
     """The results, as the derivatives of matrix products."""
 
     def of_image(image: Array) -> Array:
-        return products.crops_of_kernel(which.kernel, image, _with(at.rest, at.moving), which.dtype)
+        return products.crops_of_kernel(which.kernel, image, _with(at.rest, at.moving), which.compute)
 
     def of_moving(moving: Moves) -> Array:
         image = products.finite(at.image)
-        return products.crops_of_kernel(which.kernel, image, _with(at.rest, moving), which.dtype)
+        return products.crops_of_kernel(which.kernel, image, _with(at.rest, moving), which.compute)
 
     if which.result == "crops of image":
-        return [of_image(at.image)]
+        return [of_image(at.image).astype(which.dtype)]
     if which.result == "image":
-        none = zeros(_shape_of_image(which, at), which.dtype, at)
-        return list(jax.vjp(of_image, none)[1](at.crops.astype(which.dtype)))
+        none = zeros(_shape_of_image(which, at), which.compute, at)
+        return list(jax.vjp(of_image, none)[1](at.crops.astype(which.compute)))
     if which.result == "crops of moves":
-        return [jax.jvp(of_moving, (at.moving,), (at.moves,))[1]]
+        return [jax.jvp(of_moving, (at.moving,), (at.moves,))[1].astype(which.dtype)]
 
     def of_crops(moving: Moves) -> Any:
-        return jax.vjp(of_moving, moving)[1](at.crops.astype(which.dtype))
+        return jax.vjp(of_moving, moving)[1](at.crops.astype(which.compute))
 
     found = of_crops(at.moving) if which.result == "moves" else jax.jvp(of_crops, (at.moving,), (at.moves,))[1]
     return jax.tree.leaves(found)
@@ -149,13 +154,11 @@ def _shape_of_image(which: Derivative, at: Operands) -> tuple[Any, ...]:
 
 def _types(which: Derivative, at: Operands) -> Sequence[tuple[tuple[Any, ...], Any]]:
     if which.result == "image":
-        shapes = [_shape_of_image(which, at)]
-    elif which.result in _OF_MOVING:
-        shapes = [x.shape for x in jax.tree.leaves(at.moving)]
-    else:
-        size = at.rest.rows.index.shape[-1], at.rest.columns.index.shape[-1]
-        shapes = [(*at.rest.item.shape, *size, at.image.shape[-1])]
-    return [(shape, which.dtype) for shape in shapes]
+        return [(_shape_of_image(which, at), which.compute)]
+    if which.result in _OF_MOVING:
+        return [(x.shape, which.compute) for x in jax.tree.leaves(at.moving)]
+    size = at.rest.rows.index.shape[-1], at.rest.columns.index.shape[-1]
+    return [((*at.rest.item.shape, *size, at.image.shape[-1]), which.dtype)]
 
 
 def _programs(

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from jax_crop._calls import call
+
 
 def at(arrays: Any, *indices: int | Array) -> Any:
     """Element ``indices`` of arrays' first axes."""
@@ -55,11 +57,25 @@ def summed(values: Array) -> Array:
     return sums[:, 0]
 
 
-def stored(array: Array) -> Array:
-    """bfloat16 as integers, or what else there is as it is.
+def floats(array: Array, start: tuple[Any, ...], shape: tuple[int, ...], dtype: Any) -> Array:
+    """As `take`, in another dtype.
 
-    Where a loop reads or writes a little of an array of it, XLA would hold all of that in float32.
+    XLA converts an array of bfloat16 as a whole before a part of it is taken, and moves that out of loops: but not out
+    of a call, where it fuses both. It would split a call's work over threads, for it thinks all is converted, but for
+    what is written in place: so that is into an array with room for more.
     """
+    if array.dtype != jnp.bfloat16:
+        return take(array, start, shape).astype(dtype)
+
+    def put_part(array: Array, room: Array, *start: Array) -> Array:
+        return put(room, take(array, start, shape).astype(dtype), (0,) * len(shape))
+
+    room = jnp.zeros((*shape[:-1], shape[-1] + 1), dtype)
+    return call(put_part, array, room, *map(jnp.int32, start))[..., :-1]
+
+
+def stored(array: Array) -> Array:
+    """bfloat16 as integers, or what else there is as it is: XLA would hold all of what a loop writes to in float32."""
     return lax.bitcast_convert_type(array, jnp.uint16) if array.dtype == jnp.bfloat16 else array
 
 

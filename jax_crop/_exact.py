@@ -23,6 +23,7 @@ import numpy as np
 from jax import Array, lax
 from jax.typing import DTypeLike
 
+from jax_crop._calls import in_memory
 from jax_crop._light import Light, absolute, bitcast, clip, floor, maximum, rounded, unsigned_shift, where
 
 Integers = int | np.ndarray | Array
@@ -110,7 +111,8 @@ def weighted_sums(
         # A float whose partner has no weight has columns of its own, for there it is the larger one.
         alone = np.any(weights == 0, axis=2, keepdims=True)
         weights = np.concatenate([np.where(alone, 0, weights), np.where(alone, weights, 0)], axis=2)
-    table = _table(Light(values), weights.shape[2] > 2, scale, window).array
+    # Each digit meets all samples of a box.
+    table = in_memory(_table(Light(values), weights.shape[2] > 2, scale, window).array)
     products = Light(table[..., None]) * jnp.asarray(weights, window.dtype)[:, :, None]
     sums = lax.reduce_sum(products.array, (3,))
     *digits, raised = (Light(sums[..., i, :]) for i in range(sums.shape[2]))
@@ -194,11 +196,11 @@ def _number(sums: list[Light], raised: Light, steps: Integers, window: Window) -
     return Number(whole, rest * power, is_whole, raised >= 0)
 
 
-def divide(dividend: Light, divisor: Integers) -> tuple[Light, Light]:
-    """Quotient and remainder of natural numbers below 2^31, in operations that vectorise."""
+def divide(dividend: Light, divisor: Integers, most: int) -> tuple[Light, Light]:
+    """Quotient and remainder of natural numbers up to ``most``, below 2^31, in operations that vectorise."""
     inverse = 1 / Light(jnp.asarray(divisor, jnp.float32))
     quotient, remainder = dividend * 0, dividend
-    for _ in range(2):  # the quotient is right to 2^-22 of itself, then to 1
+    for _ in range(1 if most < 2**22 else 2):  # the quotient is right to 2^-22 of itself, and to 1
         step = floor(remainder.astype(jnp.float32) * inverse).astype(jnp.int32)
         quotient, remainder = quotient + step, remainder - step * divisor
     step = (remainder >= divisor).astype(jnp.int32) - (remainder < 0).astype(jnp.int32)

@@ -213,7 +213,8 @@ def _place(edges: Array, lattice: Any, dtype: DTypeLike) -> tuple[Light, Light, 
     """Of each sample: the pixel below, the fraction beyond, whether that is exactly 0, whether the sample is inside."""
     dtype = jnp.promote_types(edges.dtype, dtype)
     steps, bound = lattice.most
-    window = _exact.Window.of(steps, max(int(np.max(lattice.scale)), 1), bound, dtype)
+    scale = max(int(np.max(lattice.scale)), 1)
+    window = _exact.Window.of(steps, scale, bound, dtype)
     xp: Any = np if isinstance(lattice.to_stop, np.ndarray) else jnp
     weights = xp.stack([lattice.to_start, lattice.to_stop], axis=2)
     place = _exact.weighted_sums(lax.stop_gradient(edges), weights, lattice.steps, lattice.scale, window)
@@ -222,6 +223,6 @@ def _place(edges: Array, lattice: Any, dtype: DTypeLike) -> tuple[Light, Light, 
 
     # The position in steps, from one pixel before the first, so that it is not negative.
     position = where(inside, place.whole, 0) + (lattice.half_shift * (lattice.steps // 2) + lattice.steps)
-    index, remainder = _exact.divide(position, lattice.steps)
+    index, remainder = _exact.divide(position, lattice.steps, bound * scale + 2 * steps)
     fraction = (remainder.astype(dtype) + where(inside, place.rest, 0)) / jnp.asarray(lattice.steps, dtype)
     return index - 1, fraction, (remainder == 0) & place.is_whole, inside

@@ -23,7 +23,7 @@ from benchmarks.peers import GATHER, OURS, gather
 
 CROP = "crop"
 FORWARD, GRADIENTS = "forward", "value and both gradients"
-_TIMES = 3
+_TIMES = 15
 
 # Samples per bin and axis; of an adaptive number, at most so many.
 _SAMPLES = [{"sampling_ratio": n} for n in (1, 2, 8, 16)]
@@ -39,15 +39,24 @@ for _options in _SAMPLES:
 def measure(quick: bool = False) -> list[Row]:
     rows = []
     for case, operation in itertools.product(_FUNCTIONS, (FORWARD, GRADIENTS)):
+        turns = [
+            {who: _in_a_process(case, who, operation) for who in _FUNCTIONS[case]}
+            for _ in range(1 if quick or case != CROP else _TIMES)
+        ]
         for who in _FUNCTIONS[case]:
-            command = [sys.executable, "-m", "benchmarks.first_call", case, who, operation]
-            times = 1 if quick or case != CROP else _TIMES
-            fresh = os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "false"}
-            runs = [json.loads(subprocess.check_output(command, env=fresh)) for _ in range(times)]
-            seconds, instructions = statistics.median(run["seconds"] for run in runs), runs[0]["instructions"]
-            rows.append(Row(case, operation, who, compile_seconds=seconds, instructions=instructions))
+            seconds, instructions = (
+                statistics.median(turn[who][x] for turn in turns) for x in ("seconds", "instructions")
+            )
+            rows.append(Row(case, operation, who, compile_seconds=seconds, instructions=int(instructions)))
             print(f"{case}, {operation}, {who}: {seconds:.2f} s, {instructions} instructions", flush=True)
     return rows
+
+
+def _in_a_process(case: str, who: str, operation: str) -> dict[str, float]:
+    """Of its own, where nothing was compiled before."""
+    command = [sys.executable, "-m", "benchmarks.first_call", case, who, operation]
+    fresh = os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "false"}
+    return json.loads(subprocess.check_output(command, env=fresh))
 
 
 def first_call(case: str, who: str, operation: str) -> dict[str, float]:

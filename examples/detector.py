@@ -222,9 +222,10 @@ def main(count: int, output: str) -> None:
     is_right = right(boxes, classes, sureness, truth, true_classes)
     draw(*map(np.asarray, (scenes, boxes, classes, sureness, is_right)), output)
     digits, detections, found = (int(jnp.sum(x)) for x in (true_classes >= 0, sureness > 0.5, is_right))
+    wrong = (detections - found) / max(detections, 1)
     print(
         f"{len(scenes)} scenes of digits never seen: {found / digits:.0%} of {digits} digits found and named right "
-        f"(boxes overlap by half), {1 - found / max(detections, 1):.0%} of the detections wrong; the picture is {output}"
+        f"(boxes overlap by half), {wrong:.0%} of the detections wrong; the picture is {output}"
     )
 
 

@@ -115,7 +115,7 @@ def weighted_sums(
     table = in_memory(_table(Light(values), weights.shape[2] > 2, scale, window).array)
     products = Light(table[..., None]) * jnp.asarray(weights, window.dtype)[:, :, None]
     sums = lax.reduce_sum(products.array, (3,))
-    *digits, raised = (Light(sums[..., i, :]) for i in range(sums.shape[2]))
+    *digits, raised = (Light(lax.index_in_dim(sums, i, 2, keepdims=False)) for i in range(sums.shape[2]))
     return _number(digits, raised, steps, window)
 
 

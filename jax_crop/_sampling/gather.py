@@ -190,7 +190,8 @@ def _stacked(scheme: Scheme, images: Sequence[Array], samples: Samples) -> tuple
     heights = [image.shape[1] for image in images]
     if len(images) == 1:
         stack = images[0].reshape(-1, *images[0].shape[2:])
-        return stack, _with_rows(samples, samples.rows.index + samples.item[..., None] * heights[0])
+        index = Light(samples.item)[..., None] * heights[0] + samples.rows.index
+        return stack, _with_rows(samples, index.array)
     widest = max(image.shape[2] for image in images)
     # Of images of one row, each row is followed by one of zeros: whoever takes two must not see the next image's.
     spacing = [1 + scheme.window[0] - rows for rows, _ in scheme.windows]

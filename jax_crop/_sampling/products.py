@@ -91,7 +91,8 @@ def _by_product(of_chunk: Callable[..., Array], layout: "_Layout", image: Array,
         return functools.partial(of_chunk, _product_of_any)
     is_finite = jnp.isfinite(image).all(axis=(0, 2, 3, 4))
     by_products = [functools.partial(of_chunk, product) for product in (_product, _product_of_any)]
-    return lambda item, tables: lax.cond(is_finite[item], *by_products, item, tables)
+    at = functools.partial(lax.dynamic_index_in_dim, is_finite, keepdims=False)
+    return lambda item, tables: lax.cond(at(item), *by_products, item, tables)
 
 
 def _product(images: Array, rows: Array, columns: Array) -> Array:
@@ -113,7 +114,7 @@ def _product_of_any(images: Array, rows: Array, columns: Array) -> Array:
     sign = Light(_product(infinite.array, *(weights.array for weights in rough)))
     reached = Light(_product(marks.array, *(absolute(weights).array for weights in rough)))
     not_finite = where(absolute(sign) < reached, np.nan, where(reached > 0, sign * np.inf, 0))
-    return _product(finite(images), rows, columns) + not_finite.array.astype(rows.dtype)
+    return (not_finite.astype(rows.dtype) + _product(finite(images), rows, columns)).array
 
 
 def finite(image: Array) -> Array:
@@ -353,9 +354,11 @@ class _Chunks(NamedTuple):
             sizes = self.size, self._chunks_of_image()
             if self.interleaved:
                 table = table.reshape(groups, self.images, *sizes, *rest)
-                return jnp.moveaxis(table, (1, 3), (0, 1)).reshape(-1, groups, self.size, *rest)
-            table = table.reshape(groups, self.images, *sizes[::-1], *rest)
-            return jnp.moveaxis(table, 0, 2).reshape(-1, groups, self.size, *rest)
+                table = lax.transpose(table, (1, 3, 0, 2, *range(4, table.ndim)))
+            else:
+                table = table.reshape(groups, self.images, *sizes[::-1], *rest)
+                table = lax.transpose(table, (1, 2, 0, *range(3, table.ndim)))
+            return table.reshape(-1, groups, self.size, *rest)
 
         return jax.tree.map(of, tables)
 
@@ -363,7 +366,8 @@ class _Chunks(NamedTuple):
         """``[chunks, G, K, ...]`` to ``[G, N, ...]``."""
         _, groups, _, *rest = results.shape
         results = results.reshape(self.images, self._chunks_of_image(), groups, self.size, *rest)
-        results = jnp.moveaxis(results, (0, 1), (1, 3)) if self.interleaved else jnp.moveaxis(results, 2, 0)
+        order = (2, 0, 3, 1) if self.interleaved else (2, 0, 1, 3)
+        results = lax.transpose(results, (*order, *range(4, results.ndim)))
         results = results.reshape(groups, self.images, -1, *rest)
         if self.places is None:
             return results[:, :, : self.count // self.images].reshape(groups, self.count, *rest)
@@ -399,8 +403,8 @@ def _chunks(layout: _Layout, samples: Samples, few: bool = False) -> _Chunks:
     # How many boxes of each image there are, up to each box, and chunks, up to each image.
     is_of = (Light(samples.item[0, :, None]) == _range(batch, axes=1)).astype(jnp.int32)
     until = lax.cumsum(is_of.array)
-    chunks_of = lax.div(lax.reduce_sum(is_of.array, (0,)) + (size - 1), jnp.int32(size))
-    end = Light(lax.cumsum(chunks_of))
+    chunks_of = Light(lax.div((Light(lax.reduce_sum(is_of.array, (0,))) + (size - 1)).array, jnp.int32(size)))
+    end = Light(lax.cumsum(chunks_of.array))
     first = ((end - chunks_of) * size)[None]
     places = lax.reduce_sum((is_of * (first + until - 1)).array, (1,))
     box = where(Light(places[None]) == _range(chunks * size)[:, None], _range(count, axes=1), count)

@@ -62,7 +62,7 @@ def floats(array: Array, start: tuple[Any, ...], shape: tuple[int, ...], dtype: 
 
     XLA converts an array of bfloat16 as a whole before a part of it is taken, and moves that out of loops: but not out
     of a call, where it fuses both. It would split a call's work over threads, for it thinks all is converted, but for
-    what is written in place: so that is into an array with room for more.
+    what is written in place: so that is into an array with room for more. Seen with jaxlib 0.7.2 to 0.12.0.1.
     """
     if array.dtype != jnp.bfloat16:
         return take(array, start, shape).astype(dtype)

@@ -44,10 +44,11 @@ def _in_form(arguments: tuple[Any, ...], *, crop: Callable[..., Array], options:
     def in_groups(images: tuple[Values, ...], boxes: Values, box_indices: Values | None, fill: Values | None) -> Array:
         if boxes.ndim == 3:  # each image is a group
             return crop(tuple(image[:, None] for image in images), boxes, None, fill, **dict(options))
-        indices = None if box_indices is None else box_indices[None]
-        if box_indices is None:
+        if box_indices is None:  # one image is a batch of one
             images = tuple(image[None] for image in images)
-        return crop(tuple(image[None] for image in images), boxes[None], indices, fill, **dict(options))[0]
+        else:
+            box_indices = box_indices[None]
+        return crop(tuple(image[None] for image in images), boxes[None], box_indices, fill, **dict(options))[0]
 
     # Under `jax.disable_jit` NumPy's arrays would stay such, and warn of what overflows.
     return _on_each_device(in_groups, jax.tree.map(jnp.asarray, arguments))

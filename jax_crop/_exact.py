@@ -111,7 +111,7 @@ def weighted_sums(
         # A float whose partner has no weight has columns of its own, for there it is the larger one.
         alone = np.any(weights == 0, axis=2, keepdims=True)
         weights = np.concatenate([np.where(alone, 0, weights), np.where(alone, weights, 0)], axis=2)
-    # Each digit meets all samples of a box.
+    # Not computed anew for each sample of a box.
     table = in_memory(_table(Light(values), weights.shape[2] > 2, scale, window).array)
     products = Light(table[..., None]) * jnp.asarray(weights, window.dtype)[:, :, None]
     sums = lax.reduce_sum(products.array, (3,))

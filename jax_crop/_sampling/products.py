@@ -91,8 +91,11 @@ def _by_product(of_chunk: Callable[..., Array], layout: "_Layout", image: Array,
         return functools.partial(of_chunk, _product_of_any)
     is_finite = jnp.isfinite(image).all(axis=(0, 2, 3, 4))
     by_products = [functools.partial(of_chunk, product) for product in (_product, _product_of_any)]
-    at = functools.partial(lax.dynamic_index_in_dim, is_finite, keepdims=False)
-    return lambda item, tables: lax.cond(at(item), *by_products, item, tables)
+
+    def by_either(item: Array, tables: Any) -> Any:
+        return lax.cond(lax.dynamic_index_in_dim(is_finite, item, keepdims=False), *by_products, item, tables)
+
+    return by_either
 
 
 def _product(images: Array, rows: Array, columns: Array) -> Array:
@@ -403,8 +406,9 @@ def _chunks(layout: _Layout, samples: Samples, few: bool = False) -> _Chunks:
     # How many boxes of each image there are, up to each box, and chunks, up to each image.
     is_of = (Light(samples.item[0, :, None]) == _range(batch, axes=1)).astype(jnp.int32)
     until = lax.cumsum(is_of.array)
-    chunks_of = Light(lax.div((Light(lax.reduce_sum(is_of.array, (0,))) + (size - 1)).array, jnp.int32(size)))
-    end = Light(lax.cumsum(chunks_of.array))
+    boxes_of = Light(lax.reduce_sum(is_of.array, (0,)))
+    chunks_of = lax.div((boxes_of + (size - 1)).array, jnp.int32(size))
+    end = Light(lax.cumsum(chunks_of))
     first = ((end - chunks_of) * size)[None]
     places = lax.reduce_sum((is_of * (first + until - 1)).array, (1,))
     box = where(Light(places[None]) == _range(chunks * size)[:, None], _range(count, axes=1), count)

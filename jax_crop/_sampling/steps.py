@@ -58,11 +58,12 @@ def summed(values: Array) -> Array:
 
 
 def floats(array: Array, start: tuple[Any, ...], shape: tuple[int, ...], dtype: Any) -> Array:
-    """As `take`, in another dtype.
+    """A part of an array, as `take` gives it, in another dtype.
 
-    XLA converts an array of bfloat16 as a whole before a part of it is taken, and moves that out of loops: but not out
-    of a call, where it fuses both. It would split a call's work over threads, for it thinks all is converted, but for
-    what is written in place: so that is into an array with room for more. Seen with jaxlib 0.7.2 to 0.12.0.1.
+    Of bfloat16, XLA converts the whole array before it takes the part, and moves the conversion out of loops. It moves
+    nothing out of a call, and fuses both there. But it counts all of the conversion as the call's work, and splits that
+    over threads, which small programs cannot use: unless the call writes in place. So the part is put into an array
+    that is larger. Seen with jaxlib 0.7.2 to 0.12.0.1.
     """
     if array.dtype != jnp.bfloat16:
         return take(array, start, shape).astype(dtype)

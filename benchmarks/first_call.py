@@ -44,15 +44,14 @@ def measure(quick: bool = False) -> list[Row]:
             for _ in range(1 if quick or case != CROP else _TIMES)
         ]
         for who in _FUNCTIONS[case]:
-            seconds, instructions = (
-                statistics.median(turn[who][x] for turn in turns) for x in ("seconds", "instructions")
-            )
-            rows.append(Row(case, operation, who, compile_seconds=seconds, instructions=int(instructions)))
+            seconds = statistics.median(turn[who]["seconds"] for turn in turns)
+            instructions = turns[0][who]["instructions"]
+            rows.append(Row(case, operation, who, compile_seconds=seconds, instructions=instructions))
             print(f"{case}, {operation}, {who}: {seconds:.2f} s, {instructions} instructions", flush=True)
     return rows
 
 
-def _in_a_process(case: str, who: str, operation: str) -> dict[str, float]:
+def _in_a_process(case: str, who: str, operation: str) -> dict[str, Any]:
     """Of its own, where nothing was compiled before."""
     command = [sys.executable, "-m", "benchmarks.first_call", case, who, operation]
     fresh = os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "false"}

@@ -19,7 +19,7 @@ from jax_crop._geometry import Axis
 from jax_crop._kernels import Kernel, on_last
 from jax_crop._sampling.meshes import zeros
 from jax_crop._sampling.steps import at, floats, loop, only, put, restored, stored, summed, take
-from jax_crop._sampling.tables import Samples, flat, float_of, items_of_all
+from jax_crop._sampling.tables import Samples, flat, float_of, items_of_all, total
 
 # How many floats of a row of pixels are summed at once, and of a column of samples: these stay in the nearest cache.
 _ACROSS = 256
@@ -33,18 +33,20 @@ def can_compile(shape: tuple[Any, ...]) -> bool:
     return isinstance(shape[-1], int) and shape[-1] <= 2**14
 
 
+# A value; and if bands move along a direction, how it moves: one array, or one tree of them, or two of the same shapes.
+_Jet = tuple[Any, ...]
+
+
 class _Band(NamedTuple):
     """Which pixels samples weigh along one axis; of all boxes, or of one sample.
 
     Attributes:
         taps: ``[..., 2]``, the first pixel of each sample and the one after its last, the same if outside.
         place: ``[..., 2]``, how far the first pixel is ahead, in units of the kernel, and one pixel in these.
-        move: ``[..., 2]``, how the place moves; None if nothing is derived along a direction.
     """
 
     taps: Array
-    place: Array
-    move: Any
+    place: _Jet
 
     @property
     def length(self) -> Array:
@@ -79,8 +81,8 @@ class _Memory(NamedTuple):
         weights: ``[max(H, W) + 1]``, those of a sample.
     """
 
-    between: Array
-    weights: Array
+    between: _Jet
+    weights: _Jet
 
 
 def values(kernel: Kernel, dtype: Any, of_groups: tuple[Array, Array], samples: Samples) -> Array:
@@ -99,25 +101,17 @@ def crops(kernel: Kernel, dtype: Any, image: Array, samples: Samples, dots: Any 
 def _crops(kernel: Kernel, image: Array, samples: Samples, fills: Array, dtype: Any, dots: Any = None) -> Array:
     size = samples.rows.index.shape[-1], samples.columns.index.shape[-1]
     rows, bands, memory = _prepared(kernel, image, samples, size, fills.dtype, dots)
-    steps = [(_weights, _weights)] if dots is None else [(_moves, _weights), (_weights, _moves)]
 
     def of_all(crops: Array, memory: _Memory, image: Array, bands: _Bands, fills: Array) -> Array:
         def of_part(part: _Part, crops: Array, memory: _Memory) -> tuple[Array, _Memory]:
+            memory = _rows_summed(part, image, memory, finite=dots is not None)
             fill = jnp.broadcast_to(at(fills, part.n)[None], part.inside.shape)
 
-            def write(place: tuple[Any, ...], inside: Array, value: Array, crops: Array) -> Array:
-                value = lax.select(inside, value, fill).astype(dtype)
-                return put(crops, stored(value)[None, :, None], place)
+            def write(j: Array, inside: Array, sums: _Jet, crops: Array) -> Array:
+                value = lax.select(inside, sums[-1], fill).astype(dtype)
+                return put(crops, stored(value)[None, :, None], (part.n, part.i, j, 0))
 
-            def add(place: tuple[Any, ...], inside: Array, value: Array, crops: Array) -> Array:
-                value = only(inside, value)[None, :, None]
-                total = restored(take(crops, place, value.shape), dtype).astype(value.dtype) + value
-                return put(crops, stored(total.astype(dtype)), place)
-
-            for (of_rows, of_columns), to_crops in zip(steps, (write, add), strict=False):
-                memory = _rows_summed(part, of_rows, image, memory, finite=dots is not None)
-                crops = _columns_summed(part, of_columns, to_crops, memory.between, crops)
-            return crops, memory
+            return _columns_summed(part, write, memory.between, crops), memory
 
         return _of_parts(of_part, kernel, bands, crops, memory)
 
@@ -134,7 +128,7 @@ def images(kernel: Kernel, shape: tuple[Any, ...], crops: Array, samples: Sample
 
     def of_all(image: Array, memory: _Memory, crops: Array, bands: _Bands) -> Array:
         def of_part(part: _Part, image: Array, memory: _Memory) -> tuple[Array, _Memory]:
-            memory = _spread_over_columns(part, _weights, crops, memory)
+            memory = _spread_over_columns(part, crops, memory)
             return _spread_over_rows(part, memory, image)
 
         return _of_parts(of_part, kernel, bands, image, memory)
@@ -146,25 +140,23 @@ def moves(kernel: Kernel, crops: Array, image: Array, samples: Samples, dots: An
     """The cotangents of fractions and scales, of rows and of columns; or how they move if those do as in dots."""
     dtype = samples.rows.fraction.dtype
     rows, bands, memory = _prepared(kernel, image, samples, crops.shape[2:4], dtype, dots)
-    of_row = zeros((image.shape[3] * image.shape[4] + 1,), dtype, crops, image, samples)
-    steps: list[tuple[Factors, Slopes]] = [(_weights, _slopes)]
-    if dots is not None:
-        steps = [(_weights, _slopes_and_their_moves), (_moves, _slopes_as_moves)]
+    of_row = tuple(
+        zeros((image.shape[3] * image.shape[4] + 1,), dtype, crops, image, samples, dots) for _ in memory.between
+    )
 
-    def of_all(sums: Any, of_row: Array, memory: _Memory, crops: Array, image: Array, bands: _Bands) -> Any:
+    def of_all(sums: Any, of_row: _Jet, memory: _Memory, crops: Array, image: Array, bands: _Bands) -> Any:
         def of_part(part: _Part, state: Any, memory: _Memory) -> Any:
             row_sums, column_sums, of_row = state
-            for factors, slopes in steps:
-                memory = _spread_over_columns(part, factors, crops, memory)
-                row_sums, of_row = _row_moves(part, slopes, image, memory.between, row_sums, of_row)
-                memory = _rows_summed(part, factors, image, memory, finite=True)
-                column_sums = _column_moves(part, slopes, crops, memory.between, column_sums)
+            memory = _spread_over_columns(part, crops, memory)
+            row_sums, of_row = _row_moves(part, image, memory.between, row_sums, of_row)
+            memory = _rows_summed(part, image, memory, finite=True)
+            column_sums = _column_moves(part, crops, memory.between, column_sums)
             return (row_sums, column_sums, of_row), memory
 
         return _of_parts(of_part, kernel, bands, (*sums, of_row), memory)[:2]
 
     sums = tuple(
-        zeros((*band.taps.shape[:-1], 2 * len(steps)), dtype, crops, image, samples, dots)
+        zeros((*band.taps.shape[:-1], 2 * len(of_row)), dtype, crops, image, samples, dots)
         for band in (bands.rows, bands.columns)
     )
     sums = small(of_all, sums, of_row, memory, flat(crops), rows, bands)
@@ -193,7 +185,7 @@ def _prepared(
     def band(axis: Axis, size: int, dots: Any) -> _Band:
         taps, moving = _taps(kernel, axis, size), (axis.fraction, axis.scale)
         place = functools.partial(_place, axis, size, taps)
-        return _Band(taps, *((place(*moving), None) if dots is None else jax.jvp(place, moving, dots)))
+        return _Band(taps, (place(*moving),) if dots is None else jax.jvp(place, moving, dots))
 
     of_rows, of_columns = map(band, samples[:2], (height, width), dots or (None, None))
     first_row = items_of_all(samples.item, batch) * height
@@ -201,8 +193,10 @@ def _prepared(
     # Parts of equal length, for what is added must not be added twice.
     down = max(d for d in range(1, size[0] + 1) if size[0] % d == 0 and (d == 1 or d * channels <= _DOWN))
     memory = _Memory(
-        zeros((width + 1, down, channels), dtype, image, samples),
-        zeros((max(height, width) + 1,), dtype, image, samples),
+        *(
+            tuple(zeros(shape, dtype, image, samples, dots) for _ in of_rows.place)
+            for shape in ((width + 1, down, channels), (max(height, width) + 1,))
+        )
     )
     return image.reshape(-1, width * channels), jax.tree.map(flat, bands), memory
 
@@ -291,6 +285,10 @@ class _Part(NamedTuple):
         run = floats(pixels, (self.reach[0] + row, start), (1, count), dtype)[0]
         return only(jnp.isfinite(run), run) if finite else run
 
+    def at(self, between: _Jet, x: Array) -> _Jet:
+        """Of what is between, that of one column of pixels: a run of floats."""
+        return tuple(column.reshape(-1) for column in at(between, x))
+
     def of_crops(self, bars: Array, j: Array, dtype: Any) -> Array:
         """Column j of crops, ``[rows, C]``; 0 where samples are outside."""
         column = floats(bars, (self.n, self.i, j, 0), (1, self.rows, 1, self.channels), dtype)
@@ -306,7 +304,7 @@ def _of_parts(
 ) -> Any:
     """The carry after all parts of all boxes."""
     boxes, h, _ = bands.rows.taps.shape
-    width, rows, channels = memory.between.shape
+    width, rows, channels = memory.between[0].shape
 
     def of_box(n: Array, state: Any) -> Any:
         def of_rows(part: Array, state: Any) -> Any:
@@ -317,132 +315,133 @@ def _of_parts(
     return loop(boxes, of_box, (carry, memory))[0]
 
 
-# Of a kernel and a sample: what each pixel weighs, and its factor. Factors are divided by the sum of weights.
-Factors = Callable[[Kernel, _Band], Callable[[Array], tuple[Array, Array]]]
-Slopes = Callable[[Kernel, _Band, Callable[[Array], Array]], Array]
+def _of_jets(function: Callable[..., Any], *jets: _Jet) -> _Jet:
+    """A function's value; and its move, if those of what it is given are known."""
+    values, *moves = zip(*jets, strict=True)
+    return jax.jvp(function, values, moves[0]) if moves else (function(*values),)
 
 
-def _weights(kernel: Kernel, band: _Band) -> Callable[[Array], tuple[Array, Array]]:
-    """The weights themselves."""
-
-    def of_tap(tap: Array) -> tuple[Array, Array]:
-        weight = kernel(_ahead(band.place, tap))
-        return weight, weight
-
-    return of_tap
+def _product(a: _Jet, b: _Jet) -> _Jet:
+    """Of which either may stand still."""
+    moves = [move * value for move, value in (*zip(a[1:], b, strict=False), *zip(b[1:], a, strict=False))]
+    return (a[0] * b[0], total(moves)) if moves else (a[0] * b[0],)
 
 
-def _moves(kernel: Kernel, band: _Band) -> Callable[[Array], tuple[Array, Array]]:
-    """How the weights move, without what all of them gain."""
-
-    def weight_and_move(tap: Array) -> tuple[Array, Array]:
-        return jax.jvp(kernel.__call__, (_ahead(band.place, tap),), (_ahead(band.move, tap),))
-
-    def add(tap: Array, sums: tuple[Array, Array]) -> tuple[Array, Array]:
-        weight, move = weight_and_move(tap)
-        return sums[0] + weight, sums[1] + move
-
-    none = jnp.zeros_like(band.place[0])
-    total, gain = loop(band.length, add, (none, none))
-
-    def of_tap(tap: Array) -> tuple[Array, Array]:
-        weight, move = weight_and_move(tap)
-        return weight, move - gain / total * weight
-
-    return of_tap
+def _weighed(weight: _Jet, values: _Jet) -> _Jet:
+    """The product; what has no weight has no influence. Of what moves, all is finite."""
+    product, *moves = _product(weight, values)
+    return only(jnp.broadcast_to(weight[0] != 0, product.shape), product), *moves
 
 
-def _in_memory(factors: Callable[[Array], tuple[Array, Array]], length: Array, weights: Array) -> tuple[Array, Array]:
-    """The inverse of the sum of a sample's weights, and the factors of its taps in memory."""
+def _plus(a: Any, b: Any) -> Any:
+    return jax.tree.map(lax.add, a, b)
 
-    def set_factor(tap: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
-        total, weights = state
-        weight, factor = factors(tap)
-        return total + weight, put(weights, factor[None], (tap,))
 
-    total, weights = loop(length, set_factor, (jnp.zeros_like(weights[0]), weights))
-    return 1 / total, weights
+def _nothing(like: _Jet) -> Any:
+    return jax.tree.map(jnp.zeros_like, like)
+
+
+def _inverse(total: _Jet) -> _Jet:
+    return _of_jets(lambda total: 1 / total, total)
 
 
 def _ahead(place: Array, tap: Array) -> Array:
     return place[0] + tap.astype(place.dtype) * place[1]
 
 
-def _rows_summed(part: _Part, factors: Factors, pixels: Array, memory: _Memory, finite: bool = False) -> _Memory:
+def _weight(kernel: Kernel, band: _Band, tap: Array) -> _Jet:
+    """What a sample weighs of a pixel, before weights are divided by their sum."""
+    return _of_jets(lambda place: kernel(_ahead(place, tap)), band.place)
+
+
+def _in_memory(kernel: Kernel, band: _Band, weights: _Jet) -> tuple[_Jet, _Jet]:
+    """The inverse of the sum of a sample's weights, and these in memory."""
+
+    def set_weight(tap: Array, state: tuple[_Jet, _Jet]) -> tuple[_Jet, _Jet]:
+        total, weights = state
+        weight = _weight(kernel, band, tap)
+        return _plus(total, weight), tuple(put(x, new[None], (tap,)) for x, new in zip(weights, weight, strict=True))
+
+    total, weights = loop(band.length, set_weight, (_nothing(at(weights, 0)), weights))
+    return _inverse(total), weights
+
+
+def _rows_summed(part: _Part, pixels: Array, memory: _Memory, finite: bool = False) -> _Memory:
     """The sums of rows, in memory between; of finite pixels only, if that is asked for."""
     count = part.across * part.channels
 
     def of_row(k: Array, memory: _Memory) -> _Memory:
-        between, weights = memory
         band = part.row(k)
-        inverse, weights = _in_memory(factors(part.kernel, band), band.length, weights)
+        inverse, weights = _in_memory(part.kernel, band, memory.weights)
 
-        def of_block(start: Array, _: Array, between: Array) -> Array:
-            def add(tap: Array, sums: Array) -> Array:
-                run = part.run(pixels, band.taps[0] + tap, start * part.channels, count, sums.dtype, finite)
-                weight = at(weights, tap)
-                return sums + only(jnp.broadcast_to(weight != 0, sums.shape), run * weight)
+        def of_block(start: Array, _: Array, between: _Jet) -> _Jet:
+            def add(tap: Array, sums: _Jet) -> _Jet:
+                run = part.run(pixels, band.taps[0] + tap, start * part.channels, count, between[0].dtype, finite)
+                return _plus(sums, _weighed(at(weights, tap), (run,)))
 
-            sums = loop(band.length, add, zeros((count,), between.dtype, between, pixels))
-            return put(between, (sums * inverse).reshape(part.across, 1, part.channels), (start, k, 0))
+            none = tuple(zeros((count,), x.dtype, between, pixels) for x in between)
+            sums = _product(loop(band.length, add, none), inverse)
+            shape = part.across, 1, part.channels
+            return tuple(put(x, sum_.reshape(shape), (start, k, 0)) for x, sum_ in zip(between, sums, strict=True))
 
-        return _Memory(part.over_blocks(of_block, band, between), weights)
+        return _Memory(part.over_blocks(of_block, band, memory.between), weights)
 
     return loop(part.rows, of_row, memory)
 
 
-def _columns_summed(part: _Part, factors: Factors, write: Callable[..., Array], between: Array, crops: Array) -> Array:
-    """Crops after ``write(place, inside, value, crops)`` of each column of these rows."""
+def _columns_summed(part: _Part, write: Callable[..., Array], between: _Jet, crops: Array) -> Array:
+    """Crops after ``write(j, inside, sums, crops)`` of each column of these rows."""
 
     def of_column(j: Array, crops: Array) -> Array:
         band = part.column(j)
-        of_tap = factors(part.kernel, band)
 
-        def add(tap: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
+        def add(tap: Array, state: tuple[_Jet, _Jet]) -> tuple[_Jet, _Jet]:
             total, sums = state
-            weight, factor = of_tap(tap)
-            run = at(between, band.taps[0] + tap).reshape(-1)
-            return total + weight, sums + only(jnp.broadcast_to(factor != 0, sums.shape), run * factor)
+            weight = _weight(part.kernel, band, tap)
+            return _plus(total, weight), _plus(sums, _weighed(weight, part.at(between, band.taps[0] + tap)))
 
-        start = jnp.zeros_like(between[0, 0, 0]), jnp.zeros_like(between[0]).reshape(-1)
-        total, sums = loop(band.length, add, start)
-        value = (sums * (1 / total)).reshape(part.inside.shape)
-        return write((part.n, part.i, j, 0), part.inside & band.inside, value, crops)
+        none = _nothing(tuple(x[0, 0, 0] for x in between)), _nothing(part.at(between, band.taps[0]))
+        total, sums = loop(band.length, add, none)
+        sums = tuple(x.reshape(part.inside.shape) for x in _product(sums, _inverse(total)))
+        return write(j, part.inside & band.inside, sums, crops)
 
     return loop(crops.shape[2], of_column, crops)
 
 
-def _spread_over_columns(part: _Part, factors: Factors, bars: Array, memory: _Memory) -> _Memory:
+def _spread_over_columns(part: _Part, bars: Array, memory: _Memory) -> _Memory:
     """What columns of crops add to what is between: the transpose of `_columns_summed`."""
     between, weights = memory
     _, first, after = part.reach
-    none = jnp.zeros_like(between[:1])
-    between = loop(after - first, lambda x, between: put(between, none, (first + x, 0, 0)), between)
+
+    def clear(x: Array, between: _Jet) -> _Jet:
+        return tuple(put(plane, jnp.zeros_like(plane[:1]), (first + x, 0, 0)) for plane in between)
+
+    between = loop(after - first, clear, between)
 
     def of_column(j: Array, memory: _Memory) -> _Memory:
-        between, weights = memory
         band = part.column(j)
-        inverse, weights = _in_memory(factors(part.kernel, band), band.length, weights)
-        column = part.of_crops(bars, j, between.dtype) * inverse
+        inverse, weights = _in_memory(part.kernel, band, memory.weights)
+        column = _product((part.of_crops(bars, j, memory.between[0].dtype),), inverse)
 
-        def add(tap: Array, between: Array) -> Array:
+        def add(tap: Array, between: _Jet) -> _Jet:
             x = band.taps[0] + tap
-            return put(between, (at(between, x) + column * at(weights, tap))[None], (x, 0, 0))
+            new = _plus(at(between, x), _product(column, at(weights, tap)))
+            return tuple(put(plane, of_plane[None], (x, 0, 0)) for plane, of_plane in zip(between, new, strict=True))
 
-        return _Memory(loop(band.length, add, between), weights)
+        return _Memory(loop(band.length, add, memory.between), weights)
 
     return loop(bars.shape[2], of_column, _Memory(between, weights))
 
 
 def _spread_over_rows(part: _Part, memory: _Memory, image: Array) -> tuple[Array, _Memory]:
     """The image with what is between added to it: the transpose of `_rows_summed`."""
-    between, _ = memory
+    (between,), _ = memory
     first_row, _, after = part.reach
 
-    def of_row(k: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
+    def of_row(k: Array, state: tuple[Array, _Jet]) -> tuple[Array, _Jet]:
         image, weights = state
         band = part.row(k)
-        inverse, weights = _in_memory(_weights(part.kernel, band), band.length, weights)
+        (inverse,), weights = _in_memory(part.kernel, band, weights)
 
         def of_block(start: Array, new: Array, image: Array) -> Array:
             x = lax.broadcasted_iota(jnp.int32, (part.across, part.channels), 0) + start
@@ -451,98 +450,88 @@ def _spread_over_rows(part: _Part, memory: _Memory, image: Array) -> tuple[Array
 
             def add(tap: Array, image: Array) -> Array:
                 place = first_row + band.taps[0] + tap, start * part.channels
-                return put(image, take(image, place, run.shape) + run * at(weights, tap), place)
+                return put(image, take(image, place, run.shape) + run * at(weights[0], tap), place)
 
             return loop(band.length, add, image)
 
         return part.over_blocks(of_block, band, image), weights
 
     image, weights = loop(part.rows, of_row, (image, memory.weights))
-    return image, _Memory(between, weights)
+    return image, memory._replace(weights=weights)
 
 
-def _row_moves(
-    part: _Part, slopes: Slopes, pixels: Array, between: Array, sums: Array, of_row: Array
-) -> tuple[Array, Array]:
+def _row_moves(part: _Part, pixels: Array, between: _Jet, sums: Array, of_row: _Jet) -> tuple[Array, _Jet]:
     """The cotangents of the places of rows, added; of what is between, as `_spread_over_columns` leaves it."""
     across, channels = part.across, part.channels
     lanes = min(_LANES, part.width * channels)
     _, first, after = part.reach * jnp.array([1, channels, channels], jnp.int32)
 
-    def of_sample(k: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
+    def of_sample(k: Array, state: tuple[Array, _Jet]) -> tuple[Array, _Jet]:
         sums, of_row = state
         band = part.row(k)
 
-        def copy(start: Array, _: Array, of_row: Array) -> Array:
-            return put(of_row, take(between, (start, k, 0), (across, 1, channels)).reshape(-1), (start * channels,))
+        def copy(start: Array, _: Array, of_row: _Jet) -> _Jet:
+            runs = (take(plane, (start, k, 0), (across, 1, channels)).reshape(-1) for plane in between)
+            return tuple(put(x, run, (start * channels,)) for x, run in zip(of_row, runs, strict=True))
 
         of_row = part.over_blocks(copy, band, of_row)
 
-        def product(tap: Array) -> Array:
-            def of_lanes(start: Array) -> Array:
-                run = part.run(pixels, band.taps[0] + tap, start, lanes, of_row.dtype, finite=True)
-                return run * take(of_row, (start,), (lanes,))
+        def product(tap: Array) -> _Jet:
+            def of_lanes(start: Array) -> _Jet:
+                run = part.run(pixels, band.taps[0] + tap, start, lanes, of_row[0].dtype, finite=True)
+                return tuple(run * take(x, (start,), (lanes,)) for x in of_row)
 
             whole = lax.div(after - first, jnp.int32(lanes))
-            start = zeros((lanes,), of_row.dtype, of_row, pixels)
-            total = loop(whole, lambda block, total: total + of_lanes(first + block * lanes), start)
+            none = tuple(zeros((lanes,), x.dtype, of_row, pixels) for x in of_row)
+            total = loop(whole, lambda block, total: _plus(total, of_lanes(first + block * lanes)), none)
             rest = first + whole * lanes
             start = jnp.minimum(rest, part.width * channels - lanes)
             x = lax.iota(jnp.int32, lanes) + start
-            return summed((total + only((x >= rest) & (x < after), of_lanes(start)))[None])[0]
+            of_rest = (only((x >= rest) & (x < after), y) for y in of_lanes(start))
+            return tuple(summed((x + y)[None])[0] for x, y in zip(total, of_rest, strict=True))
 
-        new = at(sums, part.n, part.i + k) + slopes(part.kernel, band, product)
+        new = at(sums, part.n, part.i + k) + _slopes(part.kernel, band, product)
         return put(sums, new[None, None], (part.n, part.i + k, 0)), of_row
 
     return loop(part.rows, of_sample, (sums, of_row))
 
 
-def _column_moves(part: _Part, slopes: Slopes, bars: Array, between: Array, sums: Array) -> Array:
+def _column_moves(part: _Part, bars: Array, between: _Jet, sums: Array) -> Array:
     """The cotangents of the places of columns, added; of what is between, as `_rows_summed` leaves it."""
 
     def of_sample(j: Array, sums: Array) -> Array:
         band = part.column(j)
-        column = part.of_crops(bars, j, between.dtype).reshape(1, -1)
+        column = part.of_crops(bars, j, between[0].dtype).reshape(-1)
 
-        def product(tap: Array) -> Array:
-            return summed(column * at(between, band.taps[0] + tap).reshape(1, -1))[0]
+        def product(tap: Array) -> _Jet:
+            return tuple(summed((column * x)[None])[0] for x in part.at(between, band.taps[0] + tap))
 
-        new = at(sums, part.n, j) + slopes(part.kernel, band, product)
+        new = at(sums, part.n, j) + _slopes(part.kernel, band, product)
         return put(sums, new[None, None], (part.n, j, 0))
 
     return loop(bars.shape[2], of_sample, sums)
 
 
-def _slopes(kernel: Kernel, band: _Band, product: Callable[[Array], Array]) -> Array:
+def _slopes(kernel: Kernel, band: _Band, product: Callable[[Array], _Jet]) -> Array:
     """The cotangents of a sample's place, ``[2]``, of its pixels' products with that of the sum: ``product(tap)``.
 
-    Weights are divided by their sum; so are their slopes, without what all of them gain.
+    Weights are divided by their sum; so are their slopes, without what all of them gain. If bands move, ``[4]``: after
+    the cotangents, how they move.
     """
-    place = band.place
 
-    def add(tap: Array, sums: tuple[Array, ...]) -> tuple[Array, ...]:
+    def terms(tap: Array, place: Array, of_tap: Array) -> tuple[Array, ...]:
         weight, slope = jax.jvp(kernel.__call__, (_ahead(place, tap),), (jnp.ones_like(place[0]),))
-        step, of_tap = tap.astype(place.dtype), product(tap)
-        new = weight, slope, slope * step, weight * of_tap, slope * of_tap, slope * step * of_tap
-        return tuple(total + x for total, x in zip(sums, new, strict=True))
+        step = tap.astype(place.dtype)
+        return weight, slope, slope * step, weight * of_tap, slope * of_tap, slope * step * of_tap
 
-    none = jnp.zeros_like(place[0])
-    weight, slope, slope_steps, value, gain, gain_steps = loop(band.length, add, (none,) * 6)
-    mean = value / weight
-    moves = jnp.stack([(gain - mean * slope) / weight, (gain_steps - mean * slope_steps) / weight])
-    return only(jnp.broadcast_to(band.inside, (2,)), moves)
+    def add(tap: Array, sums: _Jet) -> _Jet:
+        return _plus(sums, _of_jets(functools.partial(terms, tap), band.place, product(tap)))
 
+    def of_sums(sums: tuple[Array, ...]) -> Array:
+        weight, slope, slope_steps, value, gain, gain_steps = sums
+        mean = value / weight
+        return jnp.stack([(gain - mean * slope) / weight, (gain_steps - mean * slope_steps) / weight])
 
-def _slopes_and_their_moves(kernel: Kernel, band: _Band, product: Callable[[Array], Array]) -> Array:
-    """``[4]``, of a sample whose place moves."""
-
-    def of_place(place: Array) -> Array:
-        return _slopes(kernel, band._replace(place=place), product)
-
-    return jnp.concatenate(jax.jvp(of_place, (band.place,), (band.move,)))
-
-
-def _slopes_as_moves(kernel: Kernel, band: _Band, product: Callable[[Array], Array]) -> Array:
-    """``[4]``, of products that are themselves how others move."""
-    slopes = _slopes(kernel, band, product)
-    return jnp.concatenate([jnp.zeros_like(slopes), slopes])
+    none = tuple((jnp.zeros_like(x[0]),) * 6 for x in band.place)
+    cotangents = jnp.concatenate(_of_jets(of_sums, loop(band.length, add, none)))
+    return only(jnp.broadcast_to(band.inside, cotangents.shape), cotangents)

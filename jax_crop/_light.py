@@ -65,8 +65,11 @@ def where(condition: Operand, values: Operand, others: Operand) -> Light:
     if not jax.sharding.get_abstract_mesh().empty:  # of which only jnp's broadcasting knows
         return Light(lax.select(*jnp.broadcast_arrays(*arrays)))
     shape = lax.broadcast_shapes(*map(np.shape, arrays))
-    axes = range(len(shape))
-    return Light(lax.select(*(lax.broadcast_in_dim(x, shape, axes[len(shape) - np.ndim(x) :]) for x in arrays)))
+
+    def broadcast(x: Any) -> Any:
+        return x if np.shape(x) == shape else lax.broadcast_in_dim(x, shape, range(len(shape) - np.ndim(x), len(shape)))
+
+    return Light(lax.select(*map(broadcast, arrays)))
 
 
 def bitcast(values: Light, dtype: DTypeLike) -> Light:

@@ -63,12 +63,15 @@ def convert(boxes: Values, source: Format, target: Format) -> Array:
         >>> convert([10, 20, 30, 40], "xywh", "yxyx")
         Array([20., 10., 60., 40.], dtype=float32)
     """
-    to_yxyx = _TO_YXYX[_arguments.choice("source", source, list(_TO_YXYX))]
-    from_yxyx = _FROM_YXYX[_arguments.choice("target", target, list(_FROM_YXYX))]
+    for name, value in (("source", source), ("target", target)):
+        _arguments.choice(name, value, list(_TO_YXYX))
     boxes = _floats(boxes, "boxes", (4,))
-    if source == target:
-        return boxes  # to the bit
-    return jnp.stack(from_yxyx(*to_yxyx(*jnp.unstack(boxes, axis=-1))), axis=-1)
+    return boxes if source == target else _convert(boxes, source, target)  # to the bit
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _convert(boxes: Array, source: Format, target: Format) -> Array:
+    return jnp.stack(_FROM_YXYX[target](*_TO_YXYX[source](*jnp.unstack(boxes, axis=-1))), axis=-1)
 
 
 def normalize(boxes: Values, image_size: Values, *, align_corners: bool = True) -> Array:
@@ -90,8 +93,12 @@ def normalize(boxes: Values, image_size: Values, *, align_corners: bool = True) 
         >>> normalize([0, 0, 120, 320], image_size=(240, 320), align_corners=False)
         Array([0. , 0. , 0.5, 1. ], dtype=float32)
     """
-    boxes = _floats(boxes, "boxes", (4, 2))
-    return _fraction(boxes, _per_coordinate(jnp.maximum(_length(image_size, align_corners), 1), boxes, "image_size"))
+    return _normalize(_floats(boxes, "boxes", (4, 2)), _length(image_size, align_corners))
+
+
+@jax.jit
+def _normalize(boxes: Array, length: Array) -> Array:
+    return _fraction(boxes, _per_coordinate(jnp.maximum(length, 1), boxes))
 
 
 def denormalize(boxes: Values, image_size: Values, *, align_corners: bool = True) -> Array:
@@ -103,8 +110,12 @@ def denormalize(boxes: Values, image_size: Values, *, align_corners: bool = True
         >>> denormalize([0.0, 0.5, 1.0, 1.0], image_size=(241, 321))
         Array([  0., 160., 240., 320.], dtype=float32)
     """
-    boxes = _floats(boxes, "boxes", (4, 2))
-    return boxes * _per_coordinate(_length(image_size, align_corners), boxes, "image_size")
+    return _denormalize(_floats(boxes, "boxes", (4, 2)), _length(image_size, align_corners))
+
+
+@jax.jit
+def _denormalize(boxes: Array, length: Array) -> Array:
+    return boxes * _per_coordinate(length, boxes)
 
 
 def scale(boxes: Values, factor: Values) -> Array:
@@ -119,8 +130,13 @@ def scale(boxes: Values, factor: Values) -> Array:
         Array([ 5.,  0., 25., 40.], dtype=float32)
     """
     boxes = _floats(boxes, "boxes", (4,))
+    return _scale(boxes, _pair("factor", factor, boxes.dtype))
+
+
+@jax.jit
+def _scale(boxes: Array, factor: Array) -> Array:
     first, last = jnp.split(boxes, 2, axis=-1)
-    return _grow(boxes, (last - first) * ((_per_coordinate(factor, first, "factor") - 1) / 2))
+    return _grow(boxes, (last - first) * ((_per_coordinate(factor, first) - 1) / 2))
 
 
 def make_square(boxes: Values) -> Array:
@@ -135,7 +151,11 @@ def make_square(boxes: Values) -> Array:
         >>> make_square([10, 10, 20, 30])
         Array([ 5., 10., 25., 30.], dtype=float32)
     """
-    boxes = _floats(boxes, "boxes", (4,))
+    return _make_square(_floats(boxes, "boxes", (4,)))
+
+
+@jax.jit
+def _make_square(boxes: Array) -> Array:
     first, last = jnp.split(boxes, 2, axis=-1)
     direction = jnp.where(last < first, -1, 1).astype(boxes.dtype)
     sides = (last - first) * direction
@@ -155,7 +175,12 @@ def clip(boxes: Values, upper: Values = 1.0) -> Array:
         Array([0.  , 0.25, 0.5 , 1.  ], dtype=float32)
     """
     boxes = _floats(boxes, "boxes", (4, 2))
-    return jnp.clip(boxes, 0, _per_coordinate(upper, boxes, "upper"))
+    return _clip(boxes, _pair("upper", upper, boxes.dtype))
+
+
+@jax.jit
+def _clip(boxes: Array, upper: Array) -> Array:
+    return jnp.clip(boxes, 0, _per_coordinate(upper, boxes))
 
 
 def to_crop(points: Values, boxes: Values, crop_size: int | Sequence[int], *, align_corners: bool = True) -> Array:
@@ -183,7 +208,12 @@ def to_crop(points: Values, boxes: Values, crop_size: int | Sequence[int], *, al
         >>> to_crop([0.5, 0.25], [0.0, 0.0, 1.0, 0.5], crop_size=(5, 5))
         Array([2., 2.], dtype=float32)
     """
-    points, first, last, offset, length = _frame(points, boxes, crop_size, align_corners)
+    return _to_crop(*_in_crops(points, boxes), *_pixels(crop_size, align_corners))
+
+
+@jax.jit
+def _to_crop(points: Array, boxes: Array, offset: Array, length: Array) -> Array:
+    first, last, offset, length = _frame(points, boxes, offset, length)
     is_flat = first == last
     fraction = (points - first) / jnp.where(is_flat, 1, last - first)
     return jnp.where(is_flat, 0.5, fraction) * length - offset
@@ -198,7 +228,12 @@ def from_crop(points: Values, boxes: Values, crop_size: int | Sequence[int], *, 
         >>> from_crop([2, 2], [0.0, 0.0, 1.0, 0.5], crop_size=(5, 5))
         Array([0.5 , 0.25], dtype=float32)
     """
-    points, first, last, offset, length = _frame(points, boxes, crop_size, align_corners)
+    return _from_crop(*_in_crops(points, boxes), *_pixels(crop_size, align_corners))
+
+
+@jax.jit
+def _from_crop(points: Array, boxes: Array, offset: Array, length: Array) -> Array:
+    first, last, offset, length = _frame(points, boxes, offset, length)
     fraction = _fraction(points + offset, length)
     return first * (1 - fraction) + last * fraction
 
@@ -233,7 +268,11 @@ def invert(boxes: Values) -> Array:
                [1., 1., 0., 0.],
                [0., 0., 0., 0.]], dtype=float32)
     """
-    boxes = _floats(boxes, "boxes", (4,))
+    return _invert(_floats(boxes, "boxes", (4,)))
+
+
+@jax.jit
+def _invert(boxes: Array) -> Array:
     first, last = jnp.split(boxes, 2, axis=-1)
     sides = last - first
     has_inverse = jnp.isfinite(sides) & (sides != 0)
@@ -367,14 +406,18 @@ def assign_levels(
         raise ValueError(f"min_level must not exceed max_level, got {min_level} and {max_level}")
     canonical_level = _arguments.integer("canonical_level", canonical_level)
     canonical_size = _arguments.positive("canonical_size", canonical_size)
-    boxes = _floats(boxes, "boxes", (4,))
+    upper_levels = np.arange(min_level + 1, max_level + 1)
+    least_areas = (canonical_size * 2.0 ** (upper_levels - canonical_level)) ** 2
+    return _assign_levels(_floats(boxes, "boxes", (4,)), min_level, tuple(least_areas.tolist()))
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _assign_levels(boxes: Array, min_level: int, least_areas: tuple[float, ...]) -> Array:
     boxes = boxes if boxes.dtype == jnp.float64 else boxes.astype(jnp.float32)  # float16 has no areas beyond 65504
     boxes = jnp.where(jnp.all(jnp.isfinite(boxes), axis=-1, keepdims=True), boxes, 0)
     y1, x1, y2, x2 = jnp.unstack(boxes, axis=-1)
     area = jnp.where((y2 > y1) & (x2 > x1), (y2 - y1) * (x2 - x1), 0)
-    upper_levels = np.arange(min_level + 1, max_level + 1)
-    thresholds = (canonical_size * 2.0 ** (upper_levels - canonical_level)) ** 2
-    least = jnp.asarray(thresholds, area.dtype).reshape(*[1] * area.ndim, -1)
+    least = jnp.asarray(least_areas, area.dtype).reshape(*[1] * area.ndim, -1)
     return min_level + jnp.sum(area[..., None] >= least, axis=-1, dtype=jnp.int32)
 
 
@@ -435,18 +478,24 @@ def _floats(values: Values, name: str, last_axis: tuple[int, ...]) -> Array:
     return array.astype(jnp.float32) if jnp.issubdtype(array.dtype, jnp.integer) else array
 
 
-def _per_coordinate(values: Values, like: Array, name: str) -> Array:
-    """One number, or one for y and one for x, laid out as the `[..., (y, x)]` or `[..., (y, x, y, x)]` of `like`."""
-    pair = jnp.asarray(values, like.dtype)
+def _pair(name: str, values: Values, dtype: Any) -> Array:
+    """One number, or one for y and one for x."""
+    pair = jnp.asarray(values, dtype)
     if pair.shape not in ((), (2,)):
         raise ValueError(f"{name} must be one number or two, (y, x), got shape {pair.shape}")
-    return jnp.broadcast_to(jnp.tile(jnp.broadcast_to(pair, (2,)), like.shape[-1] // 2), like.shape)
+    return pair
+
+
+def _per_coordinate(pair: Array, like: Array) -> Array:
+    """Such a pair laid out as the `[..., (y, x)]` or `[..., (y, x, y, x)]` of `like`."""
+    pair = jnp.broadcast_to(pair.astype(like.dtype), (2,))
+    return jnp.broadcast_to(jnp.tile(pair, like.shape[-1] // 2), like.shape)
 
 
 def _length(image_size: Values, align_corners: bool) -> Array:
     """The pixels from normalized 0 to 1, `[2]`."""
-    size = image_size if isinstance(image_size, Array) else _arguments.size("image_size", image_size)
-    return jnp.asarray(size) - int(_arguments.flag("align_corners", align_corners))
+    size = image_size if isinstance(image_size, Array) else np.array(_arguments.size("image_size", image_size))
+    return _pair("image_size", size - int(_arguments.flag("align_corners", align_corners)), None)
 
 
 def _fraction(position: Array, length: Array) -> Array:
@@ -470,13 +519,8 @@ def _grow(boxes: Array, margin: Array) -> Array:
     return boxes + jnp.concatenate([-margin, margin], axis=-1)
 
 
-def _frame(
-    points: Values, boxes: Values, crop_size: int | Sequence[int], align_corners: bool
-) -> tuple[Array, Array, Array, Array, Array]:
-    """The points, and laid out like them: their boxes' first and last edges, and what turns a pixel into a fraction.
-
-    Pixel `a` of a crop is the fraction `(a + offset) / length` of the way from the first to the last edge.
-    """
+def _in_crops(points: Values, boxes: Values) -> tuple[Array, Array]:
+    """Points and boxes, `[*N, 1, ..., 4]`."""
     points, boxes = _floats(points, "points", (2, 4)), _floats(boxes, "boxes", (4,))
     inner = points.ndim - boxes.ndim
     if inner < 0 or any(n != m and 1 not in (n, m) for n, m in zip(boxes.shape[:-1], points.shape[:-1], strict=False)):
@@ -484,11 +528,21 @@ def _frame(
             "points must begin with the axes of boxes, or with 1 to put all points into all crops (points[None]), "
             f"got points of shape {points.shape} and boxes of shape {boxes.shape}"
         )
-    boxes = boxes.astype(points.dtype).reshape(*boxes.shape[:-1], *[1] * inner, 4)
-    first, last = (jnp.tile(edges, points.shape[-1] // 2) for edges in jnp.split(boxes, 2, axis=-1))
+    return points, boxes.reshape(*boxes.shape[:-1], *[1] * inner, 4)
+
+
+def _pixels(crop_size: int | Sequence[int], align_corners: bool) -> tuple[Array, Array]:
+    """`(offset, length)`: pixel `a` of a crop is the fraction `(a + offset) / length` of the way along its box."""
     # One sample stands in the middle of its box, as if pixel edges were aligned.
     sizes = _arguments.size("crop_size", crop_size)
     align_corners = _arguments.flag("align_corners", align_corners)
     pairs = [(0.0, n - 1) if align_corners and n > 1 else (0.5, n) for n in sizes]
-    offset, length = (_per_coordinate(pair, points, "crop_size") for pair in zip(*pairs, strict=True))
-    return points, first, last, offset, length
+    offset, length = map(jnp.asarray, np.transpose(pairs))
+    return offset, length
+
+
+def _frame(points: Array, boxes: Array, offset: Array, length: Array) -> tuple[Array, Array, Array, Array]:
+    """Laid out like the points: their boxes' first and last edges, and what turns a pixel into a fraction."""
+    boxes = boxes.astype(points.dtype)
+    first, last = (jnp.tile(edges, points.shape[-1] // 2) for edges in jnp.split(boxes, 2, axis=-1))
+    return first, last, _per_coordinate(offset, points), _per_coordinate(length, points)

@@ -385,7 +385,7 @@ def test_shapes_that_are_hard_to_compile(size, crop_size):
     [("float32", "float32", 2e-5), ("bfloat16", "float32", 2e-5), ("bfloat16", "bfloat16", 1e-2)],
 )
 def test_bands_are_taken_on_a_cpu_and_equal_products(dtype, of_crops, tolerance, monkeypatch):
-    """Values, gradients, forward mode and a second derivative along a direction."""
+    """Values, gradients, forward mode and the second derivative along a direction in image and boxes."""
     image, boxes = random_image((2, 12, 9, 3), dtype), smooth(np.abs(BOXES)).astype(np.float32)
 
     def total(image, boxes):
@@ -395,7 +395,7 @@ def test_bands_are_taken_on_a_cpu_and_equal_products(dtype, of_crops, tolerance,
     def found():
         def everything(image, boxes):
             gradient = jax.grad(total, (0, 1), has_aux=True)
-            return jax.jvp(lambda boxes: gradient(image, boxes), (boxes,), (boxes + 1,))
+            return jax.jvp(gradient, (image, boxes), (image, boxes + 1))
 
         program = jax.jit(everything).lower(image, boxes).compile()
         return "xla_cpu_small_call" in program.as_text(), program(image, boxes)
@@ -406,4 +406,9 @@ def test_bands_are_taken_on_a_cpu_and_equal_products(dtype, of_crops, tolerance,
     jax.clear_caches()
     is_by_bands, by_products = found()
     assert not is_by_bands
-    jax.tree.map(lambda x, y: assert_close(x, np.asarray(y, np.float64), tolerance), by_bands, by_products)
+
+    def compare(x, y):
+        one_bit = 2.0**-8 if x.dtype == jnp.bfloat16 else 0
+        assert_close(x, np.asarray(y, np.float64), max(tolerance, one_bit))
+
+    jax.tree.map(compare, by_bands, by_products)

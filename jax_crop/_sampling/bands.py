@@ -17,7 +17,7 @@ from jax import Array, lax
 from jax_crop._calls import small
 from jax_crop._geometry import Axis
 from jax_crop._kernels import Kernel, on_last
-from jax_crop._sampling.meshes import zeros
+from jax_crop._sampling.meshes import vary_as, zeros
 from jax_crop._sampling.steps import at, floats, loop, only, put, restored, stored, summed, take
 from jax_crop._sampling.tables import Samples, flat, float_of, items_of_all, total
 
@@ -115,16 +115,19 @@ def _crops(kernel: Kernel, image: Array, samples: Samples, fills: Array, dtype: 
 
         return _of_parts(of_part, kernel, bands, crops, memory)
 
-    result = stored(zeros((fills.shape[0], *size, fills.shape[1]), dtype, image, fills, samples, dots))
+    # All of it is written. If several calls began with zeros, XLA would share these, and give each call a copy.
+    anything = jax.tree.leaves(image if dots is None else dots)[0].reshape(-1)[0].astype(dtype)
+    (anything,) = vary_as([anything], (image, fills, samples, dots))
+    result = stored(jnp.broadcast_to(anything, (fills.shape[0], *size, fills.shape[1])))
     result = restored(small(of_all, result, memory, rows, bands, fills), dtype)
     return result.reshape(*samples.item.shape, *result.shape[1:])
 
 
-def images(kernel: Kernel, shape: tuple[Any, ...], crops: Array, samples: Samples) -> Array:
-    """The cotangents of images ``[G, B, H, W, C]``, in the type of the fractions."""
+def images(kernel: Kernel, shape: tuple[Any, ...], crops: Array, samples: Samples, dots: Any = None) -> Array:
+    """The cotangents of images ``[G, B, H, W, C]``, in the type of the fractions; or how they move, as above."""
     dtype = samples.rows.fraction.dtype
-    start = zeros(shape, dtype, crops, samples)
-    rows, bands, memory = _prepared(kernel, start, samples, crops.shape[2:4], dtype)
+    start = zeros(shape, dtype, crops, samples, dots)
+    rows, bands, memory = _prepared(kernel, start, samples, crops.shape[2:4], dtype, dots)
 
     def of_all(image: Array, memory: _Memory, crops: Array, bands: _Bands) -> Array:
         def of_part(part: _Part, image: Array, memory: _Memory) -> tuple[Array, _Memory]:
@@ -435,22 +438,22 @@ def _spread_over_columns(part: _Part, bars: Array, memory: _Memory) -> _Memory:
 
 def _spread_over_rows(part: _Part, memory: _Memory, image: Array) -> tuple[Array, _Memory]:
     """The image with what is between added to it: the transpose of `_rows_summed`."""
-    (between,), _ = memory
     first_row, _, after = part.reach
 
     def of_row(k: Array, state: tuple[Array, _Jet]) -> tuple[Array, _Jet]:
         image, weights = state
         band = part.row(k)
-        (inverse,), weights = _in_memory(part.kernel, band, weights)
+        inverse, weights = _in_memory(part.kernel, band, weights)
 
         def of_block(start: Array, new: Array, image: Array) -> Array:
             x = lax.broadcasted_iota(jnp.int32, (part.across, part.channels), 0) + start
-            run = take(between, (start, k, 0), (part.across, 1, part.channels))[:, 0]
-            run = only((x >= new) & (x < after), run * inverse).reshape(1, -1)
+            runs = tuple(take(plane, (start, k, 0), (part.across, 1, part.channels))[:, 0] for plane in memory.between)
+            runs = tuple(only((x >= new) & (x < after), run).reshape(1, -1) for run in _product(runs, inverse))
 
             def add(tap: Array, image: Array) -> Array:
                 place = first_row + band.taps[0] + tap, start * part.channels
-                return put(image, take(image, place, run.shape) + run * at(weights[0], tap), place)
+                added = _product(runs, at(weights, tap))[-1]
+                return put(image, take(image, place, added.shape) + added, place)
 
             return loop(band.length, add, image)
 

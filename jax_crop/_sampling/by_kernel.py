@@ -1,8 +1,12 @@
 """Pixels -> crops by an interpolation kernel, and the derivatives of that.
 
-Derivatives are linear operations, each the transpose of another (`Derivative`). What they are is said by deriving the
-matrix products of `products`, which serve all platforms and, derived again, all orders; a CPU has programs of its own
-(`bands`) for them, which gradients, forward mode and Hessian-vector products in boxes consist of.
+    crops[i, j] = sum over k and l of  rows[i, k] * columns[j, l] * image[k, l]
+
+It is linear in the image; and its derivative by what the weights are made of, fractions and scales, is linear in the
+image and in how far these move. So ``sum(crops * cotangent)``, or how it moves, is linear in crops, image and moves
+alike, and all derivatives up to the second are its derivatives by one of the three (`Derivative`). What these are is
+said by deriving the matrix products of `products`, which serve all platforms and, derived again, all orders; a CPU has
+programs of its own (`bands`) for them.
 """
 
 import functools
@@ -17,7 +21,7 @@ from jax.interpreters import ad
 from jax_crop._kernels import Kernel
 from jax_crop._sampling import bands, gather, products
 from jax_crop._sampling.meshes import unless_partitioned, zeros
-from jax_crop._sampling.primitives import dense, linear_primitive, moves
+from jax_crop._sampling.primitives import dense, is_asked, linear_primitive, moves
 from jax_crop._sampling.tables import Samples, Scheme, closed_under_vmap, float_of
 
 Moves = tuple[tuple[Any, Any], tuple[Any, Any]]  # fractions and scales, of rows and of columns
@@ -46,26 +50,24 @@ def _jvp_of_sample(
     image_dot, samples_dot, fill_dot = tangents
     crops = sample_by_kernel(kernel, scheme, *primals)
     crops_dot = jnp.zeros((), scheme.dtype)
-    which = Derivative("crops of image", kernel, scheme.dtype, image.shape[1:4])
-    at = Operands(None, None, None, _moving(samples), _with(samples, _NONE))
+    which = Derivative("crops", kernel, scheme.dtype, image.shape[1:4])
+    at = Operands(None, image, None, _moving(samples), _with(samples, _NONE))
     if moves(image_dot):
-        crops_dot += _bind(which, at._replace(image=image_dot))[0]
+        crops_dot += _bind(which, at._replace(image=dense(image_dot)))[0]
     dots = _moving(samples_dot)
     if moves(dots):
-        of_moves = which._replace(result="crops of moves")
-        crops_dot += _bind(of_moves, at._replace(image=image, moves=dense(dots)))[0]
+        crops_dot += _bind(which, at._replace(moves=dense(dots)))[0]
     if moves(fill_dot):
         crops_dot += gather.fill_tangent(scheme, fill_dot, samples)
     return crops, jnp.broadcast_to(crops_dot, crops.shape)
 
 
 class Derivative(NamedTuple):
-    """Which of the linear operations; static.
+    """By what the sum, or how it moves, is derived; static.
 
     Attributes:
-        result: what it gives: ``"crops of image"`` of an image, or its transpose, ``"image"`` of crops;
-            ``"crops of moves"`` of moves, or its transpose, ``"moves"`` of crops; ``"moves of moves"``, how these move,
-            its own transpose.
+        result: ``"crops"``, ``"image"`` or ``"moves"``; the operand that is not given. Moves that are given as well are
+            those along which the derivative moves.
         kernel: see `Kernel`.
         dtype: of crops.
         shape: ``(B, H, W)`` of the image.
@@ -83,7 +85,7 @@ class Derivative(NamedTuple):
 
 
 class Operands(NamedTuple):
-    """What the operations are given; what one does not take is None.
+    """What is summed; what is not given is None.
 
     Attributes:
         crops: ``[G, N, h, w, C]``.
@@ -117,34 +119,29 @@ def _with(samples: Samples, moving: Moves) -> Samples:
 def _by_products(which: Derivative, at: Operands) -> Sequence[Array]:
     """The results, as the derivatives of matrix products."""
 
-    def of_image(image: Array) -> Array:
-        return products.crops_of_kernel(which.kernel, image, _with(at.rest, at.moving), which.compute)
-
-    def of_moving(moving: Moves) -> Array:
-        image = products.finite(at.image)
+    def of(image: Array, moving: Moves) -> Array:
         return products.crops_of_kernel(which.kernel, image, _with(at.rest, moving), which.compute)
 
-    if which.result == "crops of image":
-        return [of_image(at.image).astype(which.dtype)]
+    def along_moves(function: Callable[[Moves], Any]) -> Any:
+        return function(at.moving) if at.moves is None else jax.jvp(function, (at.moving,), (at.moves,))[1]
+
+    if which.result == "crops":
+        image = at.image if at.moves is None else products.finite(at.image)
+        return [along_moves(functools.partial(of, image)).astype(which.dtype)]
+    bars = at.crops.astype(which.compute)
     if which.result == "image":
         none = zeros(_shape_of_image(which, at), which.compute, at)
-        return list(jax.vjp(of_image, none)[1](at.crops.astype(which.compute)))
-    if which.result == "crops of moves":
-        return [jax.jvp(of_moving, (at.moving,), (at.moves,))[1].astype(which.dtype)]
-
-    def of_crops(moving: Moves) -> Any:
-        return jax.vjp(of_moving, moving)[1](at.crops.astype(which.compute))
-
-    found = of_crops(at.moving) if which.result == "moves" else jax.jvp(of_crops, (at.moving,), (at.moves,))[1]
-    return jax.tree.leaves(found)
+        return list(jax.vjp(lambda image: along_moves(functools.partial(of, image)), none)[1](bars))
+    image = products.finite(at.image)
+    return jax.tree.leaves(along_moves(lambda moving: jax.vjp(functools.partial(of, image), moving)[1](bars)))
 
 
 def _by_bands(which: Derivative, at: Operands) -> Sequence[Array]:
     samples = _with(at.rest, at.moving)
-    if which.result in ("crops of image", "crops of moves"):
+    if which.result == "crops":
         return [bands.crops(which.kernel, which.dtype, at.image, samples, at.moves)]
     if which.result == "image":
-        return [bands.images(which.kernel, _shape_of_image(which, at), at.crops, samples)]
+        return [bands.images(which.kernel, _shape_of_image(which, at), at.crops, samples, at.moves)]
     return jax.tree.leaves(bands.moves(which.kernel, at.crops, at.image, samples, at.moves))
 
 
@@ -155,7 +152,7 @@ def _shape_of_image(which: Derivative, at: Operands) -> tuple[Any, ...]:
 def _types(which: Derivative, at: Operands) -> Sequence[tuple[tuple[Any, ...], Any]]:
     if which.result == "image":
         return [(_shape_of_image(which, at), which.compute)]
-    if which.result in _OF_MOVING:
+    if which.result == "moves":
         return [(x.shape, which.compute) for x in jax.tree.leaves(at.moving)]
     size = at.rest.rows.index.shape[-1], at.rest.columns.index.shape[-1]
     return [((*at.rest.item.shape, *size, at.image.shape[-1]), which.dtype)]
@@ -168,34 +165,18 @@ def _programs(
     return {"default": _by_products} | ({"cpu": _by_bands} if has_bands and devices is None else {})
 
 
-# Which operand each is linear in, and its transpose.
-_LINEAR_IN = {
-    "crops of image": "image",
-    "image": "crops",
-    "crops of moves": "moves",
-    "moves": "crops",
-    "moves of moves": "moves",
-}
-_TRANSPOSE = {
-    "crops of image": "image",
-    "image": "crops of image",
-    "crops of moves": "moves",
-    "moves": "crops of moves",
-    "moves of moves": "moves of moves",
-}
-_OF_MOVING = ("moves", "moves of moves")
-
-
 def _jvp(which: Derivative, at: Operands, dots: Operands) -> Sequence[Sequence[Array]]:
-    parts = []
-    name = _LINEAR_IN[which.result]
-    if moves(getattr(dots, name)):
-        parts.append(_bind(which, at._replace(**{name: dense(getattr(dots, name))})))
-    done = {name: getattr(at, name)}
-    if which.result == "moves":
+    # How derivatives by moves move is the last whose programs are known, and transposed by moves alone.
+    is_last = which.result == "moves" and at.moves is not None
+    parts, done = [], {}
+    for name in ("moves",) if is_last else ("crops", "image", "moves"):
+        done[name] = getattr(at, name)
+        if moves(getattr(dots, name)):
+            parts.append(_bind(which, at._replace(**{name: dense(getattr(dots, name))})))
+    if at.moves is None:
         done["moving"] = at.moving
         if moves(dots.moving):
-            parts.append(_bind(which._replace(result="moves of moves"), at._replace(moves=dense(dots.moving))))
+            parts.append(_bind(which, at._replace(moves=dense(dots.moving))))
     none: dict[str, Any] = dict.fromkeys(done)
     rest: Any
     held, rest = jax.tree.flatten(at._replace(**none))
@@ -214,13 +195,13 @@ def _jvp(which: Derivative, at: Operands, dots: Operands) -> Sequence[Sequence[A
 
 
 def _cotangents(which: Derivative, given: Operands, cotangents: Sequence[Array]) -> Operands:
-    name = _LINEAR_IN[which.result]
+    """Those of the operand that is asked for, in its place: the derivative by that."""
+    name = next(name for name in ("crops", "image", "moves") if is_asked(getattr(given, name)))
     of_result: Any = cotangents[0]
-    if which.result in _OF_MOVING:
+    if which.result == "moves":
         of_result = jax.tree.unflatten(jax.tree.structure(given.moving), cotangents)
-    transpose = _TRANSPOSE[which.result]
-    at = given._replace(**{name: None, _LINEAR_IN[transpose]: of_result})
-    found = _bind(which._replace(result=transpose), at)
+    at = given._replace(**{name: None, which.result: of_result} if name != which.result else {name: of_result})
+    found = _bind(which._replace(result=name), at)
     asked = jax.tree.structure(getattr(given, name), is_leaf=ad.is_undefined_primal)
     return given._replace(**{name: jax.tree.unflatten(asked, found)})
 

@@ -75,8 +75,8 @@ def results_of(name):
 def test_modes(name):
     expected = results_of(name)
     for mode, options in MODES.items():
-        if (mode, name) == ("disable_jit", "pyramid"):
-            continue  # it would do nothing that the adaptive ROIAlign does not, in minutes
+        if mode == "disable_jit" and name not in ("half_pixel", "adaptive"):
+            continue  # the others would do nothing that these do not, in minutes: JAX compiles each operation alone
         with jax_config(**options):
             results = results_of(name)
         for actual, wanted in zip(jax.tree.leaves(results), jax.tree.leaves(expected), strict=True):

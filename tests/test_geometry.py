@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import jax_crop
 from jax_crop import _geometry
 from tests import oracle
-from tests.conftest import OPTIMIZED, PAIRS, jax_config
+from tests.conftest import EACH, OPTIMIZED, jax_config
 from tests.lattices import of_all_sizes
 
 pytestmark = OPTIMIZED
@@ -115,7 +115,7 @@ def test_a_million_decisions(lattice):
     assert decisions > 1_000_000
 
 
-@PAIRS
+@EACH
 @lattices
 @pytest.mark.parametrize("transform", [jit, eager, vmap])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

@@ -249,7 +249,7 @@ def _sample_of(count: int, tables: Any, index: Any) -> Any:
 
     def of(table: Array) -> Array:
         by_pixel = table.reshape(*table.shape[:-1], -1, count)
-        return lax.dynamic_index_in_dim(by_pixel, index, axis=-1, keepdims=False)
+        return lax.dynamic_index_in_dim(by_pixel, index, axis=-1, keepdims=False, allow_negative_indices=False)
 
     return jax.tree.map(of, tables)
 

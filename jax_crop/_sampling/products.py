@@ -89,11 +89,12 @@ def _by_product(of_chunk: Callable[..., Array], layout: "_Layout", image: Array,
         return jax.checkpoint(functools.partial(of_chunk, _product))  # or a derivative would keep all matrices
     if layout.devices > 1:  # which would have to tell each other
         return functools.partial(of_chunk, _product_of_any)
-    is_finite = jnp.isfinite(image).all(axis=(0, 2, 3, 4))
+    are_finite = lax.reduce_and(lax.is_finite(image), (0, 2, 3, 4))
     by_products = [functools.partial(of_chunk, product) for product in (_product, _product_of_any)]
 
     def by_either(item: Array, tables: Any) -> Any:
-        return lax.cond(lax.dynamic_index_in_dim(is_finite, item, keepdims=False), *by_products, item, tables)
+        is_finite = lax.dynamic_index_in_dim(are_finite, item, keepdims=False, allow_negative_indices=False)
+        return lax.cond(is_finite, *by_products, item, tables)
 
     return by_either
 
@@ -151,7 +152,8 @@ def images(
                 for rows, columns in plan.dense(tables)
             )
             added += _own(image, item)
-            return lax.dynamic_update_slice_in_dim(image, added[:, None], item, axis=1), None
+            image = lax.dynamic_update_slice_in_dim(image, added[:, None], item, axis=1, allow_negative_indices=False)
+            return image, None
 
         chunks, own_crops = plan.chunks, plan.layout.boxes(crops)
         start = zeros(plan.layout.shape, plan.scheme.compute, own_crops, plan.tables)
@@ -265,7 +267,7 @@ class _Layout(NamedTuple):
 
 def _own(image: Array, item: Array) -> Array:
     """The image of a chunk, in each group: ``[G, H, W, C]``."""
-    return lax.dynamic_index_in_dim(image, item, axis=1, keepdims=False)
+    return lax.dynamic_index_in_dim(image, item, axis=1, keepdims=False, allow_negative_indices=False)
 
 
 class _Plan(NamedTuple):

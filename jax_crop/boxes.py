@@ -1,7 +1,8 @@
 """Boxes and points: formats, coordinates, pyramid levels, and checks of their data.
 
-Pure functions on boxes `[..., 4]`, with any number of leading axes; they jit, vmap and differentiate. Lists, NumPy and
-JAX arrays are taken; floating types are kept (the first argument's, where there are two) and integers become float32.
+Pure functions on boxes `[..., 4]`, with any number of leading axes; they jit, vmap and differentiate, and what they
+compute is one compiled program each. Lists, NumPy and JAX arrays are taken; floating types are kept (the first
+argument's, where there are two) and integers become float32.
 
 Convention:
     A box is `[y1, x1, y2, x2]`, a point `(y, x)`, a size `(height, width)`; y counts down from the top, x right from

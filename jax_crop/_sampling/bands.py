@@ -17,9 +17,11 @@ from jax import Array, lax
 from jax_crop._calls import small
 from jax_crop._geometry import Axis
 from jax_crop._kernels import Kernel, on_last
+from jax_crop._sampling import jets
+from jax_crop._sampling.jets import Jet
 from jax_crop._sampling.meshes import vary_as, zeros
 from jax_crop._sampling.steps import at, floats, loop, only, put, restored, stored, summed, take
-from jax_crop._sampling.tables import Samples, flat, float_of, items_of_all, total
+from jax_crop._sampling.tables import Samples, flat, float_of, items_of_all
 
 # How many floats of a row of pixels are summed at once, and of a column of samples: these stay in the nearest cache.
 _ACROSS = 256
@@ -33,10 +35,6 @@ def can_compile(shape: tuple[Any, ...]) -> bool:
     return isinstance(shape[-1], int) and shape[-1] <= 2**14
 
 
-# A value; and if bands move along a direction, how it moves: one array, or one tree of them, or two of the same shapes.
-_Jet = tuple[Any, ...]
-
-
 class _Band(NamedTuple):
     """Which pixels samples weigh along one axis; of all boxes, or of one sample.
 
@@ -46,7 +44,7 @@ class _Band(NamedTuple):
     """
 
     taps: Array
-    place: _Jet
+    place: Jet
 
     @property
     def length(self) -> Array:
@@ -81,8 +79,8 @@ class _Memory(NamedTuple):
         weights: ``[max(H, W) + 1]``, those of a sample.
     """
 
-    between: _Jet
-    weights: _Jet
+    between: Jet
+    weights: Jet
 
 
 def values(kernel: Kernel, dtype: Any, of_groups: tuple[Array, Array], samples: Samples) -> Array:
@@ -107,7 +105,7 @@ def _crops(kernel: Kernel, image: Array, samples: Samples, fills: Array, dtype: 
             memory = _rows_summed(part, image, memory, finite=dots is not None)
             fill = jnp.broadcast_to(at(fills, part.n)[None], part.inside.shape)
 
-            def write(j: Array, inside: Array, sums: _Jet, crops: Array) -> Array:
+            def write(j: Array, inside: Array, sums: Jet, crops: Array) -> Array:
                 value = lax.select(inside, sums[-1], fill).astype(dtype)
                 return put(crops, stored(value)[None, :, None], (part.n, part.i, j, 0))
 
@@ -116,8 +114,8 @@ def _crops(kernel: Kernel, image: Array, samples: Samples, fills: Array, dtype: 
         return _of_parts(of_part, kernel, bands, crops, memory)
 
     # All of it is written. If several calls began with zeros, XLA would share these, and give each call a copy.
-    anything = jax.tree.leaves(image if dots is None else dots)[0].reshape(-1)[0].astype(dtype)
-    (anything,) = vary_as([anything], (image, fills, samples, dots))
+    given = jax.tree.leaves(image if dots is None else dots)[0]
+    (anything,) = vary_as([given[(0,) * given.ndim].astype(dtype)], (image, fills, samples, dots))
     result = stored(jnp.broadcast_to(anything, (fills.shape[0], *size, fills.shape[1])))
     result = restored(small(of_all, result, memory, rows, bands, fills), dtype)
     return result.reshape(*samples.item.shape, *result.shape[1:])
@@ -147,7 +145,7 @@ def moves(kernel: Kernel, crops: Array, image: Array, samples: Samples, dots: An
         zeros((image.shape[3] * image.shape[4] + 1,), dtype, crops, image, samples, dots) for _ in memory.between
     )
 
-    def of_all(sums: Any, of_row: _Jet, memory: _Memory, crops: Array, image: Array, bands: _Bands) -> Any:
+    def of_all(sums: Any, of_row: Jet, memory: _Memory, crops: Array, image: Array, bands: _Bands) -> Any:
         def of_part(part: _Part, state: Any, memory: _Memory) -> Any:
             row_sums, column_sums, of_row = state
             memory = _spread_over_columns(part, crops, memory)
@@ -288,7 +286,7 @@ class _Part(NamedTuple):
         run = floats(pixels, (self.reach[0] + row, start), (1, count), dtype)[0]
         return only(jnp.isfinite(run), run) if finite else run
 
-    def at(self, between: _Jet, x: Array) -> _Jet:
+    def at(self, between: Jet, x: Array) -> Jet:
         """Of what is between, that of one column of pixels: a run of floats."""
         return tuple(column.reshape(-1) for column in at(between, x))
 
@@ -318,55 +316,35 @@ def _of_parts(
     return loop(boxes, of_box, (carry, memory))[0]
 
 
-def _of_jets(function: Callable[..., Any], *jets: _Jet) -> _Jet:
-    """A function's value; and its move, if those of what it is given are known."""
-    values, *moves = zip(*jets, strict=True)
-    return jax.jvp(function, values, moves[0]) if moves else (function(*values),)
+def _put(memory: Jet, parts: Jet, start: tuple[Any, ...], shape: tuple[int, ...]) -> Jet:
+    return tuple(put(x, part.reshape(shape), start) for x, part in zip(memory, parts, strict=True))
 
 
-def _product(a: _Jet, b: _Jet) -> _Jet:
-    """Of which either may stand still."""
-    moves = [move * value for move, value in (*zip(a[1:], b, strict=False), *zip(b[1:], a, strict=False))]
-    return (a[0] * b[0], total(moves)) if moves else (a[0] * b[0],)
-
-
-def _weighed(weight: _Jet, values: _Jet) -> _Jet:
+def _weighed(weight: Jet, values: Jet) -> Jet:
     """The product; what has no weight has no influence. Of what moves, all is finite."""
-    product, *moves = _product(weight, values)
-    return only(jnp.broadcast_to(weight[0] != 0, product.shape), product), *moves
-
-
-def _plus(a: Any, b: Any) -> Any:
-    return jax.tree.map(lax.add, a, b)
-
-
-def _nothing(like: _Jet) -> Any:
-    return jax.tree.map(jnp.zeros_like, like)
-
-
-def _inverse(total: _Jet) -> _Jet:
-    return _of_jets(lambda total: 1 / total, total)
+    weighed, *moves = jets.product(weight, values)
+    return only(jnp.broadcast_to(weight[0] != 0, weighed.shape), weighed), *moves
 
 
 def _ahead(place: Array, tap: Array) -> Array:
     return place[0] + tap.astype(place.dtype) * place[1]
 
 
-def _weight(kernel: Kernel, band: _Band, tap: Array) -> _Jet:
+def _weight(kernel: Kernel, band: _Band, tap: Array) -> Jet:
     """What a sample weighs of a pixel, before weights are divided by their sum."""
-    return _of_jets(lambda place: kernel(_ahead(place, tap)), band.place)
+    return jets.applied(lambda place: kernel(_ahead(place, tap)), band.place)
 
 
-def _in_memory(kernel: Kernel, band: _Band, weights: _Jet) -> tuple[_Jet, _Jet]:
+def _in_memory(kernel: Kernel, band: _Band, weights: Jet) -> tuple[Jet, Jet]:
     """The inverse of the sum of a sample's weights, and these in memory."""
 
-    def set_weight(tap: Array, state: tuple[_Jet, _Jet]) -> tuple[_Jet, _Jet]:
+    def set_weight(tap: Array, state: tuple[Jet, Jet]) -> tuple[Jet, Jet]:
         total, weights = state
         weight = _weight(kernel, band, tap)
-        return _plus(total, weight), tuple(put(x, new[None], (tap,)) for x, new in zip(weights, weight, strict=True))
+        return jets.plus(total, weight), _put(weights, weight, (tap,), (1,))
 
-    total, weights = loop(band.length, set_weight, (_nothing(at(weights, 0)), weights))
-    return _inverse(total), weights
+    total, weights = loop(band.length, set_weight, (jets.nothing(at(weights, 0)), weights))
+    return jets.inverse(total), weights
 
 
 def _rows_summed(part: _Part, pixels: Array, memory: _Memory, finite: bool = False) -> _Memory:
@@ -377,35 +355,34 @@ def _rows_summed(part: _Part, pixels: Array, memory: _Memory, finite: bool = Fal
         band = part.row(k)
         inverse, weights = _in_memory(part.kernel, band, memory.weights)
 
-        def of_block(start: Array, _: Array, between: _Jet) -> _Jet:
-            def add(tap: Array, sums: _Jet) -> _Jet:
+        def of_block(start: Array, _: Array, between: Jet) -> Jet:
+            def add(tap: Array, sums: Jet) -> Jet:
                 run = part.run(pixels, band.taps[0] + tap, start * part.channels, count, between[0].dtype, finite)
-                return _plus(sums, _weighed(at(weights, tap), (run,)))
+                return jets.plus(sums, _weighed(at(weights, tap), (run,)))
 
             none = tuple(zeros((count,), x.dtype, between, pixels) for x in between)
-            sums = _product(loop(band.length, add, none), inverse)
-            shape = part.across, 1, part.channels
-            return tuple(put(x, sum_.reshape(shape), (start, k, 0)) for x, sum_ in zip(between, sums, strict=True))
+            sums = jets.product(loop(band.length, add, none), inverse)
+            return _put(between, sums, (start, k, 0), (part.across, 1, part.channels))
 
         return _Memory(part.over_blocks(of_block, band, memory.between), weights)
 
     return loop(part.rows, of_row, memory)
 
 
-def _columns_summed(part: _Part, write: Callable[..., Array], between: _Jet, crops: Array) -> Array:
+def _columns_summed(part: _Part, write: Callable[..., Array], between: Jet, crops: Array) -> Array:
     """Crops after ``write(j, inside, sums, crops)`` of each column of these rows."""
 
     def of_column(j: Array, crops: Array) -> Array:
         band = part.column(j)
 
-        def add(tap: Array, state: tuple[_Jet, _Jet]) -> tuple[_Jet, _Jet]:
+        def add(tap: Array, state: tuple[Jet, Jet]) -> tuple[Jet, Jet]:
             total, sums = state
             weight = _weight(part.kernel, band, tap)
-            return _plus(total, weight), _plus(sums, _weighed(weight, part.at(between, band.taps[0] + tap)))
+            return jets.plus(total, weight), jets.plus(sums, _weighed(weight, part.at(between, band.taps[0] + tap)))
 
-        none = _nothing(tuple(x[0, 0, 0] for x in between)), _nothing(part.at(between, band.taps[0]))
+        none = jets.nothing(tuple(x[0, 0, 0] for x in between)), jets.nothing(part.at(between, band.taps[0]))
         total, sums = loop(band.length, add, none)
-        sums = tuple(x.reshape(part.inside.shape) for x in _product(sums, _inverse(total)))
+        sums = tuple(x.reshape(part.inside.shape) for x in jets.product(sums, jets.inverse(total)))
         return write(j, part.inside & band.inside, sums, crops)
 
     return loop(crops.shape[2], of_column, crops)
@@ -415,21 +392,22 @@ def _spread_over_columns(part: _Part, bars: Array, memory: _Memory) -> _Memory:
     """What columns of crops add to what is between: the transpose of `_columns_summed`."""
     between, weights = memory
     _, first, after = part.reach
+    none = jets.nothing(part.at(between, first))
 
-    def clear(x: Array, between: _Jet) -> _Jet:
-        return tuple(put(plane, jnp.zeros_like(plane[:1]), (first + x, 0, 0)) for plane in between)
+    def clear(x: Array, between: Jet) -> Jet:
+        return _put(between, none, (first + x, 0, 0), (1, part.rows, part.channels))
 
     between = loop(after - first, clear, between)
 
     def of_column(j: Array, memory: _Memory) -> _Memory:
         band = part.column(j)
         inverse, weights = _in_memory(part.kernel, band, memory.weights)
-        column = _product((part.of_crops(bars, j, memory.between[0].dtype),), inverse)
+        column = jets.product((part.of_crops(bars, j, memory.between[0].dtype),), inverse)
 
-        def add(tap: Array, between: _Jet) -> _Jet:
+        def add(tap: Array, between: Jet) -> Jet:
             x = band.taps[0] + tap
-            new = _plus(at(between, x), _product(column, at(weights, tap)))
-            return tuple(put(plane, of_plane[None], (x, 0, 0)) for plane, of_plane in zip(between, new, strict=True))
+            new = jets.plus(at(between, x), jets.product(column, at(weights, tap)))
+            return _put(between, new, (x, 0, 0), (1, part.rows, part.channels))
 
         return _Memory(loop(band.length, add, memory.between), weights)
 
@@ -440,7 +418,7 @@ def _spread_over_rows(part: _Part, memory: _Memory, image: Array) -> tuple[Array
     """The image with what is between added to it: the transpose of `_rows_summed`."""
     first_row, _, after = part.reach
 
-    def of_row(k: Array, state: tuple[Array, _Jet]) -> tuple[Array, _Jet]:
+    def of_row(k: Array, state: tuple[Array, Jet]) -> tuple[Array, Jet]:
         image, weights = state
         band = part.row(k)
         inverse, weights = _in_memory(part.kernel, band, weights)
@@ -448,11 +426,11 @@ def _spread_over_rows(part: _Part, memory: _Memory, image: Array) -> tuple[Array
         def of_block(start: Array, new: Array, image: Array) -> Array:
             x = lax.broadcasted_iota(jnp.int32, (part.across, part.channels), 0) + start
             runs = tuple(take(plane, (start, k, 0), (part.across, 1, part.channels))[:, 0] for plane in memory.between)
-            runs = tuple(only((x >= new) & (x < after), run).reshape(1, -1) for run in _product(runs, inverse))
+            runs = tuple(only((x >= new) & (x < after), run).reshape(1, -1) for run in jets.product(runs, inverse))
 
             def add(tap: Array, image: Array) -> Array:
                 place = first_row + band.taps[0] + tap, start * part.channels
-                added = _product(runs, at(weights, tap))[-1]
+                added = jets.product(runs, at(weights, tap))[-1]
                 return put(image, take(image, place, added.shape) + added, place)
 
             return loop(band.length, add, image)
@@ -463,30 +441,30 @@ def _spread_over_rows(part: _Part, memory: _Memory, image: Array) -> tuple[Array
     return image, memory._replace(weights=weights)
 
 
-def _row_moves(part: _Part, pixels: Array, between: _Jet, sums: Array, of_row: _Jet) -> tuple[Array, _Jet]:
+def _row_moves(part: _Part, pixels: Array, between: Jet, sums: Array, of_row: Jet) -> tuple[Array, Jet]:
     """The cotangents of the places of rows, added; of what is between, as `_spread_over_columns` leaves it."""
     across, channels = part.across, part.channels
     lanes = min(_LANES, part.width * channels)
     _, first, after = part.reach * jnp.array([1, channels, channels], jnp.int32)
 
-    def of_sample(k: Array, state: tuple[Array, _Jet]) -> tuple[Array, _Jet]:
+    def of_sample(k: Array, state: tuple[Array, Jet]) -> tuple[Array, Jet]:
         sums, of_row = state
         band = part.row(k)
 
-        def copy(start: Array, _: Array, of_row: _Jet) -> _Jet:
-            runs = (take(plane, (start, k, 0), (across, 1, channels)).reshape(-1) for plane in between)
-            return tuple(put(x, run, (start * channels,)) for x, run in zip(of_row, runs, strict=True))
+        def copy(start: Array, _: Array, of_row: Jet) -> Jet:
+            runs = tuple(take(plane, (start, k, 0), (across, 1, channels)) for plane in between)
+            return _put(of_row, runs, (start * channels,), (across * channels,))
 
         of_row = part.over_blocks(copy, band, of_row)
 
-        def product(tap: Array) -> _Jet:
-            def of_lanes(start: Array) -> _Jet:
+        def product(tap: Array) -> Jet:
+            def of_lanes(start: Array) -> Jet:
                 run = part.run(pixels, band.taps[0] + tap, start, lanes, of_row[0].dtype, finite=True)
                 return tuple(run * take(x, (start,), (lanes,)) for x in of_row)
 
             whole = lax.div(after - first, jnp.int32(lanes))
             none = tuple(zeros((lanes,), x.dtype, of_row, pixels) for x in of_row)
-            total = loop(whole, lambda block, total: _plus(total, of_lanes(first + block * lanes)), none)
+            total = loop(whole, lambda block, total: jets.plus(total, of_lanes(first + block * lanes)), none)
             rest = first + whole * lanes
             start = jnp.minimum(rest, part.width * channels - lanes)
             x = lax.iota(jnp.int32, lanes) + start
@@ -499,14 +477,14 @@ def _row_moves(part: _Part, pixels: Array, between: _Jet, sums: Array, of_row: _
     return loop(part.rows, of_sample, (sums, of_row))
 
 
-def _column_moves(part: _Part, bars: Array, between: _Jet, sums: Array) -> Array:
+def _column_moves(part: _Part, bars: Array, between: Jet, sums: Array) -> Array:
     """The cotangents of the places of columns, added; of what is between, as `_rows_summed` leaves it."""
 
     def of_sample(j: Array, sums: Array) -> Array:
         band = part.column(j)
         column = part.of_crops(bars, j, between[0].dtype).reshape(-1)
 
-        def product(tap: Array) -> _Jet:
+        def product(tap: Array) -> Jet:
             return tuple(summed((column * x)[None])[0] for x in part.at(between, band.taps[0] + tap))
 
         new = at(sums, part.n, j) + _slopes(part.kernel, band, product)
@@ -515,7 +493,7 @@ def _column_moves(part: _Part, bars: Array, between: _Jet, sums: Array) -> Array
     return loop(bars.shape[2], of_sample, sums)
 
 
-def _slopes(kernel: Kernel, band: _Band, product: Callable[[Array], _Jet]) -> Array:
+def _slopes(kernel: Kernel, band: _Band, product: Callable[[Array], Jet]) -> Array:
     """The cotangents of a sample's place, ``[2]``, of its pixels' products with that of the sum: ``product(tap)``.
 
     Weights are divided by their sum; so are their slopes, without what all of them gain. If bands move, ``[4]``: after
@@ -527,8 +505,8 @@ def _slopes(kernel: Kernel, band: _Band, product: Callable[[Array], _Jet]) -> Ar
         step = tap.astype(place.dtype)
         return weight, slope, slope * step, weight * of_tap, slope * of_tap, slope * step * of_tap
 
-    def add(tap: Array, sums: _Jet) -> _Jet:
-        return _plus(sums, _of_jets(functools.partial(terms, tap), band.place, product(tap)))
+    def add(tap: Array, sums: Jet) -> Jet:
+        return jets.plus(sums, jets.applied(functools.partial(terms, tap), band.place, product(tap)))
 
     def of_sums(sums: tuple[Array, ...]) -> Array:
         weight, slope, slope_steps, value, gain, gain_steps = sums
@@ -536,5 +514,5 @@ def _slopes(kernel: Kernel, band: _Band, product: Callable[[Array], _Jet]) -> Ar
         return jnp.stack([(gain - mean * slope) / weight, (gain_steps - mean * slope_steps) / weight])
 
     none = tuple((jnp.zeros_like(x[0]),) * 6 for x in band.place)
-    cotangents = jnp.concatenate(_of_jets(of_sums, loop(band.length, add, none)))
+    cotangents = jnp.concatenate(jets.applied(of_sums, loop(band.length, add, none)))
     return only(jnp.broadcast_to(band.inside, cotangents.shape), cotangents)

@@ -166,17 +166,19 @@ def _programs(
 
 
 def _jvp(which: Derivative, at: Operands, dots: Operands) -> Sequence[Sequence[Array]]:
-    # How derivatives by moves move is the last whose programs are known, and transposed by moves alone.
-    is_last = which.result == "moves" and at.moves is not None
-    parts, done = [], {}
-    for name in ("moves",) if is_last else ("crops", "image", "moves"):
-        done[name] = getattr(at, name)
-        if moves(getattr(dots, name)):
-            parts.append(_bind(which, at._replace(**{name: dense(getattr(dots, name))})))
+    # What moves derivatives by moves is derived by these alone: by crops or image, its transpose has no program.
+    linear_in = ["moves"] if which.result == "moves" and at.moves is not None else ["crops", "image", "moves"]
+    parts = [
+        _bind(which, at._replace(**{name: dense(getattr(dots, name))}))
+        for name in linear_in
+        if moves(getattr(dots, name))
+    ]
+    done = {name: getattr(at, name) for name in linear_in}
     if at.moves is None:
         done["moving"] = at.moving
         if moves(dots.moving):
             parts.append(_bind(which, at._replace(moves=dense(dots.moving))))
+    # By all else, as JAX derives the products.
     none: dict[str, Any] = dict.fromkeys(done)
     rest: Any
     held, rest = jax.tree.flatten(at._replace(**none))
@@ -200,7 +202,7 @@ def _cotangents(which: Derivative, given: Operands, cotangents: Sequence[Array])
     of_result: Any = cotangents[0]
     if which.result == "moves":
         of_result = jax.tree.unflatten(jax.tree.structure(given.moving), cotangents)
-    at = given._replace(**{name: None, which.result: of_result} if name != which.result else {name: of_result})
+    at = given._replace(**{name: None, which.result: of_result})  # of both names, which may be one, the last counts
     found = _bind(which._replace(result=name), at)
     asked = jax.tree.structure(getattr(given, name), is_leaf=ad.is_undefined_primal)
     return given._replace(**{name: jax.tree.unflatten(asked, found)})

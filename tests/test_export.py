@@ -28,6 +28,10 @@ def nearest(images, boxes):
     return jax_crop.crop_and_resize(images, boxes, None, (5, 7), "nearest", align_corners=False)
 
 
+def antialiased(images, boxes):
+    return jax_crop.crop_and_resize(images, boxes, None, (5, 7), "cubic", antialias=True)
+
+
 def pool(images, boxes, box_indices):
     return jax_crop.roi_align(images, boxes * 16, box_indices, (5, 7))
 
@@ -52,6 +56,7 @@ CASES = {
         crop,
         shapes(((BATCH, 16, 20, CHANNELS), jnp.float32), ((COUNT, 4), jnp.float32), ((COUNT,), jnp.int32)),
     ),
+    "antialiased": (antialiased, shapes(IMAGES, OF_EACH)),
     "nearest_of_bytes": (nearest, shapes(((BATCH, 16, 20, 3), jnp.uint8), OF_EACH)),
     "roi_align": (pool, WITH_INDICES),
     "adaptive": (pool_adaptively, shapes(IMAGES, OF_EACH)),

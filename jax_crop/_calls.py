@@ -3,7 +3,7 @@
 Each is a matter of speed and memory alone: a compiler that does not know the attributes runs the same program.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -63,3 +63,11 @@ def small(function: Callable[..., Any], *arguments: Any) -> Any:
     arguments = lax.optimization_barrier(arguments)  # a constant would move into the loops, and be in use no longer
     with set_xla_metadata(inlineable="false", xla_cpu_small_call="true"):
         return jax.jit(function)(*arguments)
+
+
+def to_be_written(shape: Sequence[Any], dtype: Any, like: Array) -> Array:
+    """An array of which a call is to write all; until then, a number of another array.
+
+    Calls that begin with zeros share these, and XLA gives each of them a copy. Seen with jaxlib 0.7.2 to 0.12.0.1.
+    """
+    return jnp.broadcast_to(like[(0,) * like.ndim].astype(dtype), shape)

@@ -64,6 +64,12 @@ def test_16_bits_are_read_as_they_are(operation, dtype):
     assert_within_bounds(functools.partial(ours, case), case, operation)
 
 
+def test_crops_of_several_calls_are_not_copied():
+    """Of a loss and of how it moves, each of which one call writes."""
+    case = Case(((4, 64, 64, 256),), 256, (7, 7), method="antialiased")
+    assert_within_bounds(functools.partial(ours, case), case, HVP)
+
+
 @pytest.mark.parametrize("boxes", [1, 2])
 def test_forward_with_few_boxes_for_each_image(boxes):
     case = Case(((16, 64, 64, 3),), 16 * boxes, (96, 96), "uint8")

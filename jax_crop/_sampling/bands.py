@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jax_crop._calls import small
+from jax_crop._calls import small, to_be_written
 from jax_crop._geometry import Axis
 from jax_crop._kernels import Kernel, on_last
 from jax_crop._sampling import jets
@@ -113,10 +113,9 @@ def _crops(kernel: Kernel, image: Array, samples: Samples, fills: Array, dtype: 
 
         return _of_parts(of_part, kernel, bands, crops, memory)
 
-    # All of it is written. If several calls began with zeros, XLA would share these, and give each call a copy.
-    given = jax.tree.leaves(image if dots is None else dots)[0]
-    (anything,) = vary_as([given[(0,) * given.ndim].astype(dtype)], (image, fills, samples, dots))
-    result = stored(jnp.broadcast_to(anything, (fills.shape[0], *size, fills.shape[1])))
+    like = jax.tree.leaves(image if dots is None else dots)[0]
+    result = to_be_written((fills.shape[0], *size, fills.shape[1]), dtype, like)
+    result = stored(vary_as([result], (image, fills, samples, dots))[0])
     result = restored(small(of_all, result, memory, rows, bands, fills), dtype)
     return result.reshape(*samples.item.shape, *result.shape[1:])
 

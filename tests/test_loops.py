@@ -70,7 +70,7 @@ def assert_gradients(crops_bar, image, boxes, indices):
     assert_as_reference(found, crops_bar, image, boxes, indices)
 
 
-@pytest.mark.parametrize("channels", [1, 15, 16, 17])
+@pytest.mark.parametrize("channels", [1, 15, 16, 17, 40])
 @FEW_PIXELS
 def test_images_of_a_few_pixels(size, channels):
     assert_gradients(*random_case(size, (3, 2), channels=channels, boxes=8))

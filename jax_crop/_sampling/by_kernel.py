@@ -63,11 +63,11 @@ def _jvp_of_sample(
 
 
 class Derivative(NamedTuple):
-    """By what the sum, or how it moves, is derived; static.
+    """The derivative of ``sum(crops * cotangent)`` by the cotangent, the image or what the weights are made of; static.
 
     Attributes:
-        result: ``"crops"``, ``"image"`` or ``"moves"``; the operand that is not given. Moves that are given as well are
-            those along which the derivative moves.
+        result: accordingly ``"crops"``, ``"image"`` or ``"moves"``. Operands are the others; and if moves are among
+            these, the result is how that derivative changes along them.
         kernel: see `Kernel`.
         dtype: of crops.
         shape: ``(B, H, W)`` of the image.
@@ -85,10 +85,10 @@ class Derivative(NamedTuple):
 
 
 class Operands(NamedTuple):
-    """What is summed; what is not given is None.
+    """What a derivative is linear in, or depends on; what it is not given is None.
 
     Attributes:
-        crops: ``[G, N, h, w, C]``.
+        crops: their cotangents, ``[G, N, h, w, C]``.
         image: ``[G, B, H, W, C]``.
         moves: how far fractions and scales move.
         moving: these themselves.
@@ -166,7 +166,8 @@ def _programs(
 
 
 def _jvp(which: Derivative, at: Operands, dots: Operands) -> Sequence[Sequence[Array]]:
-    # What moves derivatives by moves is derived by these alone: by crops or image, its transpose has no program.
+    """By operands, and by what moves, with the same programs; by all else as JAX derives the products."""
+    # How the derivative by moves changes is linear in crops and image, too; but such transposes have no programs.
     linear_in = ["moves"] if which.result == "moves" and at.moves is not None else ["crops", "image", "moves"]
     parts = [
         _bind(which, at._replace(**{name: dense(getattr(dots, name))}))
@@ -178,7 +179,6 @@ def _jvp(which: Derivative, at: Operands, dots: Operands) -> Sequence[Sequence[A
         done["moving"] = at.moving
         if moves(dots.moving):
             parts.append(_bind(which, at._replace(moves=dense(dots.moving))))
-    # By all else, as JAX derives the products.
     none: dict[str, Any] = dict.fromkeys(done)
     rest: Any
     held, rest = jax.tree.flatten(at._replace(**none))

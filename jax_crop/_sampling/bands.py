@@ -113,7 +113,7 @@ def _crops(kernel: Kernel, image: Array, samples: Samples, fills: Array, dtype: 
 
         return _of_parts(of_part, kernel, bands, crops, memory)
 
-    like = jax.tree.leaves(image if dots is None else dots)[0]
+    like = stored(jax.tree.leaves(rows if dots is None else dots)[0])  # of which XLA would convert all
     result = to_be_written((fills.shape[0], *size, fills.shape[1]), dtype, like)
     result = stored(vary_as([result], (image, fills, samples, dots))[0])
     result = restored(small(of_all, result, memory, rows, bands, fills), dtype)
@@ -140,9 +140,7 @@ def moves(kernel: Kernel, crops: Array, image: Array, samples: Samples, dots: An
     """The cotangents of fractions and scales, of rows and of columns; or how they move if those do as in dots."""
     dtype = samples.rows.fraction.dtype
     rows, bands, memory = _prepared(kernel, image, samples, crops.shape[2:4], dtype, dots)
-    of_row = tuple(
-        zeros((image.shape[3] * image.shape[4] + 1,), dtype, crops, image, samples, dots) for _ in memory.between
-    )
+    of_row = _zeros(memory.between, (image.shape[3] * image.shape[4] + 1,), crops, image)
 
     def of_all(sums: Any, of_row: Jet, memory: _Memory, crops: Array, image: Array, bands: _Bands) -> Any:
         def of_part(part: _Part, state: Any, memory: _Memory) -> Any:
@@ -192,12 +190,8 @@ def _prepared(
     bands = _Bands(_reach(first_row, of_columns), of_rows, of_columns)
     # Parts of equal length, for what is added must not be added twice.
     down = max(d for d in range(1, size[0] + 1) if size[0] % d == 0 and (d == 1 or d * channels <= _DOWN))
-    memory = _Memory(
-        *(
-            tuple(zeros(shape, dtype, image, samples, dots) for _ in of_rows.place)
-            for shape in ((width + 1, down, channels), (max(height, width) + 1,))
-        )
-    )
+    shapes = (width + 1, down, channels), (max(height, width) + 1,)
+    memory = _Memory(*(_zeros(of_rows.place, shape, image, samples, dots) for shape in shapes))
     return image.reshape(-1, width * channels), jax.tree.map(flat, bands), memory
 
 
@@ -315,6 +309,11 @@ def _of_parts(
     return loop(boxes, of_box, (carry, memory))[0]
 
 
+def _zeros(like: Jet, shape: tuple[int, ...], *others: Any) -> Jet:
+    """As many arrays as a jet has, which vary as it and others do."""
+    return tuple(zeros(shape, x.dtype, like, *others) for x in like)
+
+
 def _put(memory: Jet, parts: Jet, start: tuple[Any, ...], shape: tuple[int, ...]) -> Jet:
     return tuple(put(x, part.reshape(shape), start) for x, part in zip(memory, parts, strict=True))
 
@@ -359,8 +358,7 @@ def _rows_summed(part: _Part, pixels: Array, memory: _Memory, finite: bool = Fal
                 run = part.run(pixels, band.taps[0] + tap, start * part.channels, count, between[0].dtype, finite)
                 return jets.plus(sums, _weighed(at(weights, tap), (run,)))
 
-            none = tuple(zeros((count,), x.dtype, between, pixels) for x in between)
-            sums = jets.product(loop(band.length, add, none), inverse)
+            sums = jets.product(loop(band.length, add, _zeros(between, (count,), pixels)), inverse)
             return _put(between, sums, (start, k, 0), (part.across, 1, part.channels))
 
         return _Memory(part.over_blocks(of_block, band, memory.between), weights)
@@ -462,13 +460,13 @@ def _row_moves(part: _Part, pixels: Array, between: Jet, sums: Array, of_row: Je
                 return tuple(run * take(x, (start,), (lanes,)) for x in of_row)
 
             whole = lax.div(after - first, jnp.int32(lanes))
-            none = tuple(zeros((lanes,), x.dtype, of_row, pixels) for x in of_row)
+            none = _zeros(of_row, (lanes,), pixels)
             total = loop(whole, lambda block, total: jets.plus(total, of_lanes(first + block * lanes)), none)
             rest = first + whole * lanes
             start = jnp.minimum(rest, part.width * channels - lanes)
             x = lax.iota(jnp.int32, lanes) + start
-            of_rest = (only((x >= rest) & (x < after), y) for y in of_lanes(start))
-            return tuple(summed((x + y)[None])[0] for x, y in zip(total, of_rest, strict=True))
+            of_rest = tuple(only((x >= rest) & (x < after), products) for products in of_lanes(start))
+            return tuple(summed(sums[None])[0] for sums in jets.plus(total, of_rest))
 
         new = at(sums, part.n, part.i + k) + _slopes(part.kernel, band, product)
         return put(sums, new[None, None], (part.n, part.i + k, 0)), of_row

@@ -19,8 +19,6 @@ BOXES = np.concatenate([BOXES, np.float32([[0, 0, 1, np.nan], [0, np.inf, 1, 1],
 BOXES_OF_EACH = np.stack([BOXES, BOXES[::-1]])
 INDICES = np.array([0, 1, -1, 1, 5, 0, 0, 1], np.int32)
 
-MODES = {"strict": STRICT, "disable_jit": {"jax_disable_jit": True}, "x64": {"jax_enable_x64": True}}
-
 
 def crop(images, boxes, box_indices, **options):
     return jax_crop.crop_and_resize(images, boxes, box_indices, (3, 2), **options)
@@ -48,42 +46,66 @@ OPERATIONS = {
 }
 
 
-def everything(operation, images, of_bytes, boxes, boxes_of_each, box_indices):
-    """Values of each call form and image type; first and second derivatives."""
+def values_and_gradients(operation, images, of_bytes, boxes, box_indices):
+    """Of both image types; in image and boxes, and the crops."""
 
     def total(images, boxes):
         crops = operation(images, boxes, box_indices)
         return jnp.sum(crops.astype(jnp.float32) ** 2), crops
 
-    gradient = jax.grad(total, argnums=(0, 1), has_aux=True)
-    return {
-        "bytes": operation(of_bytes, boxes, box_indices),
+    return operation(of_bytes, boxes, box_indices), jax.grad(total, argnums=(0, 1), has_aux=True)(images, boxes)
+
+
+def everything(operation, images, of_bytes, boxes, boxes_of_each, box_indices):
+    """Values of each call form and image type; first and second derivatives, forward and reverse."""
+
+    def at(images, boxes):
+        return values_and_gradients(operation, images, of_bytes, boxes, box_indices)
+
+    def crops(images, boxes):
+        return operation(images, boxes, box_indices)
+
+    ones = jnp.ones_like(boxes)
+    first, moves = jax.jvp(functools.partial(at, images), (boxes,), (ones,))
+    return first, {
         "each": operation(images, boxes_of_each, None),
         "vmap": jax.vmap(operation, in_axes=(None, 0, None))(images, boxes_of_each, box_indices),
-        "tangent": jax.jvp(total, (images, boxes), (jnp.ones_like(images), jnp.ones_like(boxes))),
-        "gradient": jax.jvp(lambda boxes: gradient(images, boxes), (boxes,), (jnp.ones_like(boxes),)),
+        "tangent": jax.jvp(crops, (images, boxes), (jnp.ones_like(images), ones))[1],
+        "second": moves,
     }
 
 
-def results_of(name):
-    """In one program, if programs may be."""
+def lowered(name):
+    """All in one program."""
     program = jax.jit(functools.partial(everything, OPERATIONS[name]))
+    return program.lower(IMAGES, BYTES, BOXES, BOXES_OF_EACH, INDICES)
+
+
+def results_of(program):
     return jax.tree.map(np.asarray, program(IMAGES, BYTES, BOXES, BOXES_OF_EACH, INDICES))
+
+
+def assert_same(results, expected):
+    for actual, wanted in zip(jax.tree.leaves(results), jax.tree.leaves(expected), strict=True):
+        assert actual.dtype == wanted.dtype
+        actual, wanted = (np.asarray(a, np.float32) for a in (actual, wanted))
+        np.testing.assert_allclose(actual, wanted, rtol=0, atol=3e-6 * max(1, np.abs(wanted).max()))
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_modes(name):
-    expected = results_of(name)
-    for mode, options in MODES.items():
-        if mode == "disable_jit" and name not in ("half_pixel", "adaptive"):
-            continue  # the others would do nothing that these do not, in minutes: JAX compiles each operation alone
-        with jax_config(**options):
-            results = results_of(name)
-        for actual, wanted in zip(jax.tree.leaves(results), jax.tree.leaves(expected), strict=True):
-            assert actual.dtype == wanted.dtype, mode
-            actual, wanted = (np.asarray(a, np.float32) for a in (actual, wanted))
-            tolerance = 3e-6 * max(1, np.abs(wanted).max())
-            np.testing.assert_allclose(actual, wanted, rtol=0, atol=tolerance, err_msg=mode)
+    """Strict ones allow the program that there is without them, and its results; others give the same results."""
+    without = lowered(name).as_text()
+    with jax_config(**STRICT):
+        strict = lowered(name)
+        expected = results_of(strict.compile())
+    assert strict.as_text() == without
+    with jax_config(jax_enable_x64=True):
+        assert_same(results_of(lowered(name).compile()), expected)
+    if name in ("half_pixel", "adaptive"):  # which do all that the others do: JAX compiles each operation alone there
+        with jax_config(jax_disable_jit=True):
+            results = values_and_gradients(OPERATIONS[name], IMAGES, BYTES, BOXES, INDICES)
+        assert_same(jax.tree.map(np.asarray, results), expected[0])
 
 
 @pytest.mark.parametrize("name", OPERATIONS)

@@ -278,9 +278,9 @@ def test_crop_of_the_inverse_restores_a_ramp(box, align_corners):
     # A crop of 64 x 64 pixels of the ramp (y, x), as if the image had no border.
     pixels = np.stack(np.meshgrid(np.arange(64), np.arange(64), indexing="ij"), -1)
     ramp = boxes.from_crop(pixels[None], np.float32([box])[:, None], (64, 64), align_corners=align_corners)[0]
-    image = jax_crop.crop_and_resize(
-        ramp, boxes.invert([box]), None, (20, 30), extrapolation_value=np.nan, align_corners=align_corners
-    )[0]
+    fill = {"extrapolation_value": np.nan}
+    crops = jax_crop.crop_and_resize(ramp, boxes.invert([box]), None, (20, 30), align_corners=align_corners, **fill)
+    image = np.asarray(crops)[0]
     rows, columns = (np.linspace(0, 1, n) if align_corners else (np.arange(n, dtype=float) + 0.5) / n for n in (20, 30))
     expected = np.stack(np.meshgrid(rows, columns, indexing="ij"), -1)
     first, last = np.minimum(box[:2], box[2:]), np.maximum(box[:2], box[2:])

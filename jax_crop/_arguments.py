@@ -274,7 +274,7 @@ def _array(name: str, value: Any, ragged: str = "") -> Values:
             f"{name} must be an array, got a {type(value).__name__} of unequal parts {shapes}{ragged}"
         ) from error
     if array.dtype == object:
-        raise TypeError(f"{name} must be an array, got {value!r:.80}")
+        raise TypeError(f"{name} must be an array of numbers, of up to 64 bits, got {value!r:.80}")
     return native(array)
 
 

@@ -392,7 +392,8 @@ def assign_levels(
         int32 `[...]`.
 
     Raises:
-        ValueError: if `min_level > max_level`, or if `canonical_size` is not positive.
+        ValueError: if `min_level > max_level`, if `canonical_size` is not positive, or if a level's boxes would be
+            larger or smaller than floats can tell.
 
     Source:
         Lin et al., "Feature Pyramid Networks for Object Detection", 2017, equation 1
@@ -407,6 +408,13 @@ def assign_levels(
         raise ValueError(f"min_level must not exceed max_level, got {min_level} and {max_level}")
     canonical_level = _arguments.integer("canonical_level", canonical_level)
     canonical_size = _arguments.positive("canonical_size", canonical_size)
+    for level in (min_level + 1, max_level) if min_level < max_level else ():
+        side = math.log2(canonical_size) + level - canonical_level
+        if abs(side) > 60:  # so that areas are far within float32's range
+            raise ValueError(
+                f"level {level} must have boxes of 2^-60 to 2^60 pixels, got 2^{side:.0f}, for boxes of canonical_size "
+                f"{canonical_size:g} are on canonical_level {canonical_level}"
+            )
     upper_levels = np.arange(min_level + 1, max_level + 1)
     least_areas = (canonical_size * 2.0 ** (upper_levels - canonical_level)) ** 2
     return _assign_levels(_floats(boxes, "boxes", (4,)), min_level, tuple(least_areas.tolist()))

@@ -640,6 +640,8 @@ def draw(count=2, image_size=(48, 64), **ranges):
         (TypeError, r"aspect must be a pair.*known while tracing", lambda: jax.jit(lambda a: draw(aspect=(a, 2)))(1.0)),
         (ValueError, r"min_level must not exceed max_level, got 5 and 2", lambda: boxes.assign_levels(BOXES, 5, 2)),
         (ValueError, r"canonical_size .*got 0", lambda: boxes.assign_levels(BOXES, 2, 5, canonical_size=0)),
+        (ValueError, r"level 70 must .*got 2\^74, .*canonical_level 4", lambda: boxes.assign_levels(BOXES, 2, 70)),
+        (ValueError, r"level -98 must .*got 2\^-94", lambda: boxes.assign_levels(BOXES, -99, 2**40)),
     ],
 )
 def test_errors(error, message, call):

@@ -116,6 +116,11 @@ CASES = {
     ),
     "complex fill": ({"extrapolation_value": np.array(1j)}, TypeError, ["extrapolation_value", "complex", "floating"]),
     "boolean fill": ({"extrapolation_value": np.array(True)}, TypeError, ["extrapolation_value", "bool", "floating"]),
+    "wide fill": (
+        {"extrapolation_value": 2**70},
+        TypeError,
+        ["extrapolation_value", "64 bits", "11805916"],
+    ),
     "no fill": ({"extrapolation_value": None}, TypeError, ["extrapolation_value", "None"]),
     "integer crops": ({"dtype": "uint8"}, TypeError, ["dtype", "uint8", "floating"]),
     "complex crops": ({"dtype": "complex64"}, TypeError, ["dtype", "complex64", "floating"]),

@@ -24,7 +24,7 @@ from jax import Array, lax
 from jax.typing import DTypeLike
 
 from jax_crop._calls import in_memory
-from jax_crop._light import Light, absolute, bitcast, clip, floor, maximum, rounded, unsigned_shift, where
+from jax_crop._light import Light, absolute, bitcast, clip, maximum, rounded, unsigned_shift, where
 
 Integers = int | np.ndarray | Array
 
@@ -126,16 +126,17 @@ def _table(values: Light, alone: bool, scale: np.ndarray, window: Window) -> Lig
     """
     a, b = values[..., None, :1], values[..., None, 1:]
     column = np.arange(4 if alone else 2)[None, None, None]
-    value = where(column % 2 == 0, a, b)
-    mantissa, exponent = _decode(value, window.dtype)
-    (_, a_exponent), (_, b_exponent) = (_decode(x, window.dtype) for x in (a, b))
-    top = where(column < 2, maximum(a_exponent, b_exponent), exponent)
+    is_first = column % 2 == 0
+    mantissa, exponent = _decode(where(is_first, a, b), window.dtype)
+    _, of_other = _decode(where(is_first, b, a), window.dtype)
+    larger = maximum(exponent, of_other)
+    top = where(column < 2, larger, exponent)
     raised = clip(top, window.lowest, window.highest) - top
 
     last = 8 * window.dtype.itemsize - 1
     beyond = clip(top - window.reach - exponent, 0, last).astype(window.dtype)
-    rounded_to_odd = where(mantissa == 0, 0, (mantissa >> beyond) | 1)
-    mantissa = where(beyond > 0, rounded_to_odd, mantissa)
+    visible = mantissa >> beyond
+    mantissa = visible | ((visible << beyond) != mantissa).astype(window.dtype)  # rounded to odd
     exponent = maximum(exponent, top - window.reach) + raised
 
     count = window.below + window.above
@@ -154,7 +155,7 @@ def _table(values: Light, alone: bool, scale: np.ndarray, window: Window) -> Lig
         scale = scale[..., None].astype(window.dtype)
         digits = (digits * scale & mask) + unsigned_shift((shifted(row - 1) & digit) * scale, window.bits)
     info = jnp.finfo(values.dtype)
-    exists = maximum(a_exponent, b_exponent) < info.maxexp - info.nmant  # else infinite, or NaN
+    exists = larger < info.maxexp - info.nmant  # else infinite, or NaN
     raised = where(exists, maximum(raised, 0), -1).astype(window.dtype)  # what was lowered is 0 or far outside
     return where(row == count, raised, digits)
 
@@ -183,13 +184,9 @@ def _number(sums: list[Light], raised: Light, steps: Integers, window: Window) -
     whole = clip(total, -(2**31), 2**31 - 1).astype(jnp.int32)
 
     info = jnp.finfo(jnp.float32 if window.dtype == jnp.int32 else jnp.float64)
-    rest = functools.reduce(
-        operator.add,
-        [
-            digit.astype(info.dtype) * 2.0 ** (window.bits * (i - window.below))
-            for i, digit in enumerate(digits[: window.below])
-        ],
-    )
+    place = 2.0**-window.bits
+    first, *others = (digit.astype(info.dtype) for digit in digits[: window.below])
+    rest = functools.reduce(lambda rest, digit: rest * place + digit, others, first) * place
     times = rounded(raised.astype(info.dtype) / jnp.asarray(steps, info.dtype)).astype(window.dtype)
     power = bitcast((info.maxexp - 1 - times) << info.nmant, info.dtype)
     is_whole = functools.reduce(operator.or_, digits[: window.below]) == 0
@@ -201,7 +198,7 @@ def divide(dividend: Light, divisor: Integers, most: int) -> tuple[Light, Light]
     inverse = 1 / Light(jnp.asarray(divisor, jnp.float32))
     quotient, remainder = dividend * 0, dividend
     for _ in range(1 if most < 2**22 else 2):  # the quotient is right to 2^-22 of itself, and to 1
-        step = floor(remainder.astype(jnp.float32) * inverse).astype(jnp.int32)
+        step = (remainder.astype(jnp.float32) * inverse).astype(jnp.int32)
         quotient, remainder = quotient + step, remainder - step * divisor
     step = (remainder >= divisor).astype(jnp.int32) - (remainder < 0).astype(jnp.int32)
     return quotient + step, remainder - step * divisor

@@ -60,6 +60,7 @@ def _sample_jvp(scheme: Scheme, primals: tuple[Any, ...], tangents: tuple[Any, .
     images_dot, samples_dot, fill_dot = tangents
     crops = sample(scheme, *primals)
     crops_dot = jnp.zeros((), scheme.dtype)  # only what has a tangent is computed
+    samples = samples.within(scheme, [image.shape[1:4] for image in images])
     if moves(images_dot):
         crops_dot += linear.crops(scheme, dense(images_dot), [Term(samples)])
     rows_dot, columns_dot = samples_dot.rows.fraction, samples_dot.columns.fraction

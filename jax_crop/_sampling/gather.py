@@ -36,7 +36,7 @@ def values(scheme: Scheme, fill: Array | None, images: Sequence[Array], samples:
 def _values(scheme: Scheme, images: Sequence[Array], samples: Samples, fill: ArrayLike) -> Array:
     image, samples = _stacked(scheme, images, samples)
     samples, one = _without_an_axis_of_one_box(samples)
-    (rows,), (columns,) = (_in_memory(axis, [axis.fraction]) for axis in map(_from_first, samples[:2]))
+    (rows,), columns = _in_memory(samples.rows, [samples.rows.fraction]), samples.columns
 
     def value(rows: Axis, columns: Axis) -> Array:
         return where(inside(rows.inside, columns.inside), _interpolate(scheme, image, rows, columns), fill).array
@@ -259,15 +259,6 @@ def _in_memory(axis: Axis, fractions: Sequence[Array]) -> list[Axis]:
     index, inside, first, *others = lax.optimization_barrier((axis.index, axis.inside, *fractions))
     index, inside, first = (light.array for light in in_one_loop(*map(Light, (index, inside, first))))
     return [Axis(index, fraction, inside) for fraction in (first, *in_memory(others))]
-
-
-def _from_first(axis: Axis) -> Axis:
-    """The same, with fractions in [0, 1): of a sample on a pixel, that is the first, and no other has to be read."""
-    index, fraction = Light(axis.index), Light(axis.fraction)
-    on_second = fraction == 1
-    return axis._replace(
-        index=(index + on_second.astype(jnp.int32)).array, fraction=where(on_second, 0, fraction).array
-    )
 
 
 def _interpolate(scheme: Scheme, image: Array, rows: Axis, columns: Axis) -> Array:

@@ -90,7 +90,7 @@ def test_values_of_a_tpu(case):
     scheme, samples, image, _ = random_case(*CASES[case])
     bad = np.asarray(image).copy()
     bad[0, 0, 0, 1, 0], bad[0, 0, 0, 4, 1], bad[0, -1, -1, 3, 1], bad[0, 0, 0, 6, 2] = np.nan, np.inf, -np.inf, np.inf
-    by_gather = jax.jit(lambda pixels: gather.values(scheme, None, [pixels], samples))
+    by_gather = jax.jit(lambda pixels: gather.values(scheme, [pixels], samples))
     by_products = jax.jit(lambda pixels: products.values(scheme, [pixels], samples))
     for pixels in (image, jnp.asarray(bad), (image * 99).astype(jnp.uint8)):
         expected, found = np.asarray(by_gather(pixels)), np.asarray(by_products(pixels))

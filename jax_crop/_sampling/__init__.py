@@ -8,14 +8,13 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jax_crop._light import where
 from jax_crop._sampling import gather, linear, loops, products
 from jax_crop._sampling.by_kernel import sample_by_kernel as sample_by_kernel
-from jax_crop._sampling.meshes import unless_partitioned
+from jax_crop._sampling.meshes import partitioned_over, unless_partitioned
 from jax_crop._sampling.primitives import dense, moves
 from jax_crop._sampling.tables import Samples as Samples
 from jax_crop._sampling.tables import Scheme as Scheme
-from jax_crop._sampling.tables import Term, closed_under_vmap, inside
+from jax_crop._sampling.tables import Term, closed_under_vmap, filled
 from jax_crop._sampling.tables import each_group as each_group
 from jax_crop._sampling.tables import float_of as float_of
 from jax_crop._sampling.tables import in_items as in_items
@@ -35,30 +34,27 @@ def sample(scheme: Scheme, images: tuple[Array, ...], samples: Samples, fill: Ar
         ``[G, N, h, w, C]`` in the scheme's dtype, differentiable in images, fractions and fill.
     """
     # A TPU multiplies matrices; all others gather, but a CPU runs loops where a gather would hold an image.
-    by_gather = functools.partial(gather.values, scheme)
-    by_products = closed_under_vmap(functools.partial(products.values, scheme))
+    by_gather, by_loops = functools.partial(gather.values, scheme), functools.partial(loops.values, scheme)
+
+    @closed_under_vmap
+    def by_products(images: tuple[Array, ...], samples: Samples) -> Array:
+        return products.values(scheme, images, samples, devices=partitioned_over((images, samples)))
+
     programs: dict[str, Callable[..., Array]] = {
-        "tpu": lambda fill, images, samples: _filled(by_products(images, samples), samples, fill)
+        "tpu": lambda images, samples, fill: filled(by_products(images, samples), samples, fill)
     }
     if loops.gather_holds(scheme, images):  # in pooling alone, which has no fill
-        by_loops = functools.partial(loops.values, scheme)
-        on_cpu = closed_under_vmap(functools.partial(unless_partitioned, by_loops, functools.partial(by_gather, None)))
-        programs["cpu"] = lambda fill, images, samples: on_cpu(images, samples)
-    return lax.platform_dependent(fill, images, samples, **programs, default=by_gather)
-
-
-def _filled(crops: Array, samples: Samples, fill: Array | None) -> Array:
-    if fill is None:
-        return crops
-    counts = inside(samples.rows.inside, samples.columns.inside)
-    return where(counts, crops, fill.astype(crops.dtype)[None, None, None, None]).array
+        on_cpu = closed_under_vmap(functools.partial(unless_partitioned, by_loops, by_gather))
+        programs["cpu"] = lambda images, samples, _: on_cpu(images, samples)
+    return lax.platform_dependent(images, samples, fill, **programs, default=by_gather)
 
 
 @functools.partial(sample.defjvp, symbolic_zeros=True)
 def _sample_jvp(scheme: Scheme, primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Array, Array]:
-    images, samples, _ = primals
+    images, samples, fill = primals
     images_dot, samples_dot, fill_dot = tangents
-    crops = sample(scheme, *primals)
+    # A primitive: before JAX 0.11, `lax.scan` forgets a rule that is asked for again, in derivatives of derivatives.
+    crops = filled(linear.values(scheme, images, samples), samples, fill)
     crops_dot = jnp.zeros((), scheme.dtype)  # only what has a tangent is computed
     samples = samples.within(scheme, [image.shape[1:4] for image in images])
     if moves(images_dot):

@@ -22,7 +22,7 @@ from jax_crop._kernels import Kernel
 from jax_crop._sampling import bands, gather, products
 from jax_crop._sampling.meshes import unless_partitioned, zeros
 from jax_crop._sampling.primitives import dense, is_asked, linear_primitive, moves
-from jax_crop._sampling.tables import Samples, Scheme, closed_under_vmap, float_of
+from jax_crop._sampling.tables import Samples, Scheme, closed_under_vmap, filled, float_of
 
 Moves = tuple[tuple[Any, Any], tuple[Any, Any]]  # fractions and scales, of rows and of columns
 _NONE: Moves = ((None, None), (None, None))
@@ -46,12 +46,13 @@ def sample_by_kernel(kernel: Kernel, scheme: Scheme, image: Array, samples: Samp
 def _jvp_of_sample(
     kernel: Kernel, scheme: Scheme, primals: tuple[Any, ...], tangents: tuple[Any, ...]
 ) -> tuple[Array, Array]:
-    image, samples, _ = primals
+    image, samples, fill = primals
     image_dot, samples_dot, fill_dot = tangents
-    crops = sample_by_kernel(kernel, scheme, *primals)
-    crops_dot = jnp.zeros((), scheme.dtype)
     which = Derivative("crops", kernel, scheme.dtype, image.shape[1:4])
     at = Operands(None, image, None, _moving(samples), _with(samples, _NONE))
+    # A primitive, as in the rule of `sample`.
+    crops = filled(_bind(which._replace(result="values"), at)[0], samples, fill)
+    crops_dot = jnp.zeros((), scheme.dtype)
     if moves(image_dot):
         crops_dot += _bind(which, at._replace(image=dense(image_dot)))[0]
     dots = _moving(samples_dot)
@@ -67,7 +68,8 @@ class Derivative(NamedTuple):
 
     Attributes:
         result: accordingly ``"crops"``, ``"image"`` or ``"moves"``. Operands are the others; and if moves are among
-            these, the result is how that derivative changes along them.
+            these, the result is how that derivative changes along them. Or ``"values"``: the crops that image and
+            weights give, with 0 outside.
         kernel: see `Kernel`.
         dtype: of crops.
         shape: ``(B, H, W)`` of the image.
@@ -119,12 +121,14 @@ def _with(samples: Samples, moving: Moves) -> Samples:
 def _by_products(which: Derivative, at: Operands) -> Sequence[Array]:
     """The results, as the derivatives of matrix products."""
 
-    def of(image: Array, moving: Moves) -> Array:
-        return products.crops_of_kernel(which.kernel, image, _with(at.rest, moving), which.compute)
+    def of(image: Array, moving: Moves, guarded: bool = False) -> Array:
+        return products.crops_of_kernel(which.kernel, image, _with(at.rest, moving), which.compute, guarded=guarded)
 
     def along_moves(function: Callable[[Moves], Any]) -> Any:
         return function(at.moving) if at.moves is None else jax.jvp(function, (at.moving,), (at.moves,))[1]
 
+    if which.result == "values":
+        return [of(at.image, at.moving, guarded=True).astype(which.dtype)]
     if which.result == "crops":
         image = at.image if at.moves is None else products.finite(at.image)
         return [along_moves(functools.partial(of, image)).astype(which.dtype)]
@@ -138,7 +142,7 @@ def _by_products(which: Derivative, at: Operands) -> Sequence[Array]:
 
 def _by_bands(which: Derivative, at: Operands) -> Sequence[Array]:
     samples = _with(at.rest, at.moving)
-    if which.result == "crops":
+    if which.result in ("values", "crops"):
         return [bands.crops(which.kernel, which.dtype, at.image, samples, at.moves)]
     if which.result == "image":
         return [bands.images(which.kernel, _shape_of_image(which, at), at.crops, samples, at.moves)]
@@ -167,6 +171,8 @@ def _programs(
 
 def _jvp(which: Derivative, at: Operands, dots: Operands) -> Sequence[Sequence[Array]]:
     """By operands, and by what moves, with the same programs; by all else as JAX derives the products."""
+    if which.result == "values":
+        which = which._replace(result="crops")
     # How the derivative by moves changes is linear in crops and image, too; but such transposes have no programs.
     linear_in = ["moves"] if which.result == "moves" and at.moves is not None else ["crops", "image", "moves"]
     parts = [

@@ -26,7 +26,7 @@ from jax_crop._sampling.tables import Samples, Scheme, Taps, Term, each_group, i
 _UNROLLED = 4
 
 
-def values(scheme: Scheme, fill: Array | None, images: Sequence[Array], samples: Samples) -> Array:
+def values(scheme: Scheme, images: Sequence[Array], samples: Samples, fill: Array | None = None) -> Array:
     """Crops ``[G, N, h, w, C]`` in the scheme's dtype; ``fill`` is ``[C]``, or None for 0."""
     return each_group(lambda images, samples: _values(scheme, images, samples, 0 if fill is None else fill))(
         tuple(images), samples

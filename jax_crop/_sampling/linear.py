@@ -29,7 +29,8 @@ class Sum(NamedTuple):
     """Which of the sums; static.
 
     Attributes:
-        result: ``"crops"``, ``"images"`` or ``"weights"``: by what ``sum(crops * cotangent)`` is derived.
+        result: ``"crops"``, ``"images"`` or ``"weights"``: by what ``sum(crops * cotangent)`` is derived. Or
+            ``"values"``, crops as `sample` has them but with 0 outside, of samples as it takes them.
         scheme: see `Scheme`.
         orders: those of each term.
         shapes: ``(B, H, W)`` of each map.
@@ -57,13 +58,22 @@ class Operands(NamedTuple):
     samples: Samples
 
 
+def values(scheme: Scheme, images: Sequence[Array], samples: Samples) -> Array:
+    """As `gather.values`, with 0 outside."""
+    return _crops("values", scheme, images, [Term(samples)])
+
+
 def crops(scheme: Scheme, images: Sequence[Array], terms: Sequence[Term]) -> Array:
     """The sum of terms, ``[G, N, h, w, C]`` in the scheme's dtype, linear in images and fractions."""
+    return _crops("crops", scheme, images, terms)
+
+
+def _crops(result: str, scheme: Scheme, images: Sequence[Array], terms: Sequence[Term]) -> Array:
     samples = terms[0].samples
     rest = samples.with_fractions(None, None)
     fractions = tuple((term.samples.rows.fraction, term.samples.columns.fraction) for term in terms)
     shapes = tuple(image.shape[1:4] for image in images)
-    sum_ = Sum("crops", scheme, tuple(term.orders for term in terms), shapes)
+    sum_ = Sum(result, scheme, tuple(term.orders for term in terms), shapes)
     return _bind(sum_, Operands(None, tuple(images), fractions, rest))[0]
 
 
@@ -74,6 +84,8 @@ def _run(program: Any, sum_: Sum, operands: Operands) -> Arrays:
         Term(samples.with_fractions(row, column), orders)
         for (row, column), orders in zip(operands.terms, sum_.orders, strict=True)
     ]
+    if sum_.result == "values":
+        return [program.values(scheme, operands.images, terms[0].samples)]
     if sum_.result == "crops":
         return [program.crops(scheme, operands.images, terms).astype(scheme.dtype)]
     if sum_.result == "images":
@@ -85,7 +97,7 @@ def _types(sum_: Sum, at: Operands) -> Sequence[tuple[tuple[Any, ...], Any]]:
     scheme = sum_.scheme
     row, column = at.terms[0]
     groups, boxes, _ = row.shape
-    if sum_.result == "crops":
+    if sum_.result in ("values", "crops"):
         down, across = scheme.samples
         size = row.shape[2] // down, column.shape[2] // across
         return [((groups, boxes, *size, at.images[0].shape[-1]), scheme.dtype)]
@@ -99,6 +111,13 @@ def _programs(_sum: Sum, _at: Operands, devices: int | None) -> dict[str, Callab
 
 
 def _jvp(sum_: Sum, at: Operands, dots: Operands) -> Sequence[Arrays]:
+    if sum_.result == "values":
+        samples = at.samples.with_fractions(*at.terms[0]).within(sum_.scheme, sum_.shapes)
+        fractions = samples.rows.fraction, samples.columns.fraction
+        sum_, at = (
+            sum_._replace(result="crops"),
+            at._replace(terms=(fractions,), samples=samples.with_fractions(None, None)),
+        )
     by_operand = []
     if moves(dots.crops):
         by_operand.append(_bind(sum_, at._replace(crops=dense(dots.crops))))

@@ -24,7 +24,9 @@ from jax_crop._sampling.tables import Samples, Scheme, Taps, Term, flat, items_o
 
 
 def values(scheme: Scheme, images: Sequence[Array], samples: Samples) -> Array:
-    """As `gather.values` of several maps, with 0 outside, to the bit; map after map."""
+    """As `gather.values`, to the bit, which uses all cores, where that holds no image; with 0 outside."""
+    if not gather_holds(scheme, images):
+        return gather.values(scheme, images, samples)
     samples = samples.within(scheme, [image.shape[1:4] for image in images])
     return _crops(scheme, images, [Term(samples)], _interpolated)
 

@@ -34,9 +34,8 @@ _dot = functools.partial(lax.dot_general, precision=lax.Precision.HIGHEST)
 _einsum = functools.partial(jnp.einsum, precision=lax.Precision.HIGHEST)
 
 
-def values(scheme: Scheme, images: Sequence[Array], samples: Samples) -> Array:
-    """As `gather.values` to the precision of float32, with 0 outside."""
-    devices = partitioned_over((images, samples))
+def values(scheme: Scheme, images: Sequence[Array], samples: Samples, *, devices: int | None = 1) -> Array:
+    """As `gather.values` to the precision of float32, with 0 outside. For `devices` see `_Layout.of`."""
     plans = [_plan(scheme, level, image.shape, [Term(samples)], devices) for level, image in enumerate(images)]
     return _crops(plans, images, guarded=True).astype(scheme.dtype)
 

@@ -16,8 +16,9 @@ from jax_crop._sampling import gather, loops, products
 
 
 class Program(NamedTuple):
-    """The three sums of `linear`."""
+    """The crops of `sample`, with 0 outside, and the three sums of `linear`."""
 
+    values: Callable[..., Any]
     crops: Callable[..., Any]
     images: Callable[..., Any]
     weights: Callable[..., Any]
@@ -28,7 +29,8 @@ def of(devices: int | None) -> dict[str, Program]:
 
     ``devices`` is over how many XLA partitions the work, None if it does not.
     """
-    of_tpu = [functools.partial(f, devices=devices) for f in (products.crops, products.images, products.weights)]
-    by_gather = Program(gather.crops, gather.images, gather.weights)
-    by_loops = Program(loops.crops, loops.images, loops.weights)
-    return {"default": by_gather, "tpu": Program(*of_tpu), "cpu": by_loops if devices is None else by_gather}
+    of_tpu = products.values, products.crops, products.images, products.weights
+    by_gather = Program(gather.values, gather.crops, gather.images, gather.weights)
+    by_loops = Program(loops.values, loops.crops, loops.images, loops.weights)
+    by_products = Program(*(functools.partial(program, devices=devices) for program in of_tpu))
+    return {"default": by_gather, "tpu": by_products, "cpu": by_loops if devices is None else by_gather}

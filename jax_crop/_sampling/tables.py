@@ -100,6 +100,14 @@ def inside(rows: Array, columns: Array) -> Array:
     return (Light(rows[..., :, None, None]) & columns[..., None, :, None]).array
 
 
+def filled(crops: Array, samples: Samples, fill: Array | None) -> Array:
+    """Crops ``[G, N, h, w, C]`` with the fill ``[C]``, if there is one, where samples are outside."""
+    if fill is None:
+        return crops
+    counts = inside(samples.rows.inside, samples.columns.inside)
+    return where(counts, crops, fill.astype(crops.dtype)[None, None, None, None]).array
+
+
 def flat(table: Array) -> Array:
     """All groups' boxes, ``[G, N, ...]`` to ``[G * N, ...]``."""
     return table.reshape(-1, *table.shape[2:])

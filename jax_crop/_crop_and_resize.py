@@ -130,9 +130,9 @@ def _crop(
     (image,) = images
     _, batch, height, width, channels = image.shape
     compute = float_of(dtype)
-    fill = jnp.broadcast_to(jnp.asarray(fill).astype(compute), (channels,))
+    fill = jnp.broadcast_to(jnp.asarray(fill).astype(compute), (len(boxes), channels))
     if 0 in (*image.shape, *boxes.shape):  # nothing to gather from or to
-        return jnp.broadcast_to(fill.astype(dtype), (*boxes.shape[:2], *crop_size, channels))
+        return jnp.broadcast_to(fill.astype(dtype)[:, None, None, None], (*boxes.shape[:2], *crop_size, channels))
     by_kernel = antialias or method not in ("bilinear", "nearest")
     locate: Any
     if by_kernel:

@@ -165,8 +165,8 @@ def unclamped(
 def _moved(fraction: Light, edges: Array, lattice: Any, moves: Light) -> Light:
     """The same fractions, with the derivative of the position where it moves with the box.
 
-    The position is linear in the box: this adds a term that is 0, with the position's slope. (A rule of `custom_jvp`,
-    here or for all of `sample`, would say the same, but JAX forgets it in second derivatives through `lax.scan`.)
+    The position is linear in the box: this adds a term that is 0, with the position's slope. (A rule of `custom_jvp`
+    would say the same, but before JAX 0.11 `lax.scan` forgets it in derivatives of derivatives.)
     """
     finite = where(is_finite(Light(edges)), edges, 0)
     zeros = (finite - lax.stop_gradient(finite.array)).astype(fraction.dtype)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from jax_crop import crop_and_resize
+from jax_crop import crop_and_resize, multilevel_roi_align, roi_align
 from tests import oracle
 from tests.conftest import jax_config
 
@@ -367,6 +367,7 @@ CURVATURES = {
     "jvp(grad(checkpoint))": lambda x, v: jax.jvp(jax.grad(jax.checkpoint(flat_loss)), (x,), (v,))[1],
     "jvp(grad(scan))": lambda x, v: jax.jvp(jax.grad(scanned_loss), (x,), (v,))[1],
     "grad(vmap(grad))": lambda x, v: jax.grad(lambda x: (jax.vmap(jax.grad(flat_loss))(x[None]) @ v)[0])(x),
+    "grad(grad(scan))": lambda x, v: jax.grad(lambda x: jax.grad(scanned_loss)(x) @ v)(x),
     "linearize(grad)": lambda x, v: jax.linearize(jax.grad(flat_loss), x)[1](v),
     "vmap(jvp(grad))": lambda x, v: jax.vmap(lambda x: jax.jvp(jax.grad(flat_loss), (x,), (v,))[1])(x[None])[0],
 }
@@ -375,6 +376,39 @@ CURVATURES = {
 @pytest.mark.parametrize("curvature", CURVATURES.values(), ids=CURVATURES)
 def test_second_derivatives_of_every_kind(x64, curvature):
     assert_close(jax.jit(curvature)(POINT, DIRECTION), expected_curvature(), 1e-6)
+
+
+OF_ONE_IMAGE = {
+    "antialiased": lambda image, boxes: crop_and_resize(image, boxes, None, (3, 2), "cubic", antialias=True),
+    "nearest": lambda image, boxes: crop_and_resize(image, boxes, None, (3, 2), "nearest"),
+    "adaptive": lambda image, boxes: roi_align(image, 8 * boxes, None, (3, 2), sampling_ratio=0, max_sampling_ratio=2),
+    "pyramid": lambda image, boxes: multilevel_roi_align(
+        (image, image[::2, ::2]), 30 * boxes, None, (3, 2), canonical_size=16.0
+    ),
+}
+
+
+@pytest.mark.parametrize("crop", OF_ONE_IMAGE.values(), ids=OF_ONE_IMAGE)
+def test_gradients_of_gradients_through_a_scan(crop):
+    """Of image and boxes, each by each: as without it."""
+    image = np.random.default_rng(0).uniform(0, 1, (9, 8, 2)).astype(np.float32)
+    boxes = np.random.default_rng(1).uniform(-0.1, 1.1, (5, 4)).astype(np.float32)
+    along = np.cos(image), np.sin(boxes)
+
+    def second(total):
+        def slope(image, boxes):
+            return sum(map(jnp.vdot, jax.grad(total, (0, 1))(image, boxes), along))
+
+        return jax.jit(jax.grad(slope, (0, 1)))(image, boxes)
+
+    def total(image, boxes):
+        return jnp.sum(jnp.sin(3 * crop(image, boxes)))
+
+    def scanned(image, boxes):
+        return jax.lax.scan(lambda sum_, b: (sum_ + total(image, b) / 2, None), 0.0, jnp.stack([boxes, boxes]))[0]
+
+    for found, expected in zip(second(scanned), second(total), strict=True):
+        assert_close(found, np.asarray(expected), 1e-5)
 
 
 def test_third_derivative(x64):

@@ -28,7 +28,7 @@ def sample(scheme: Scheme, images: tuple[Array, ...], samples: Samples, fill: Ar
         scheme: see `Scheme`.
         images: ``[G, B, H, W, C]`` each, any real type.
         samples: see `Samples`.
-        fill: ``[C]``, the value of a sample outside; None for 0, as where several samples are averaged.
+        fill: ``[G, C]``, the value of a sample outside; None for 0, as where several samples are averaged.
 
     Returns:
         ``[G, N, h, w, C]`` in the scheme's dtype, differentiable in images, fractions and fill.
@@ -54,7 +54,7 @@ def _sample_jvp(scheme: Scheme, primals: tuple[Any, ...], tangents: tuple[Any, .
     images, samples, fill = primals
     images_dot, samples_dot, fill_dot = tangents
     # A primitive: before JAX 0.11, `lax.scan` forgets a rule that is asked for again, in derivatives of derivatives.
-    crops = filled(linear.values(scheme, images, samples), samples, fill)
+    crops = linear.values(scheme, images, samples, fill)
     crops_dot = jnp.zeros((), scheme.dtype)  # only what has a tangent is computed
     samples = samples.within(scheme, [image.shape[1:4] for image in images])
     if moves(images_dot):

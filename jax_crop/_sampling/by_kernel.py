@@ -36,10 +36,9 @@ def sample_by_kernel(kernel: Kernel, scheme: Scheme, image: Array, samples: Samp
     )
     on_cpu = closed_under_vmap(functools.partial(unless_partitioned, by_bands, by_products))
     on_others = closed_under_vmap(by_products)
-    of_groups = image, jnp.broadcast_to(fill, (image.shape[0], *fill.shape))
     if not bands.can_compile(image.shape):
-        return on_others(of_groups, samples)
-    return lax.platform_dependent(of_groups, samples, cpu=on_cpu, default=on_others)
+        return on_others((image, fill), samples)
+    return lax.platform_dependent((image, fill), samples, cpu=on_cpu, default=on_others)
 
 
 @functools.partial(sample_by_kernel.defjvp, symbolic_zeros=True)
@@ -215,5 +214,5 @@ def _cotangents(which: Derivative, given: Operands, cotangents: Sequence[Array])
 
 
 _bind = linear_primitive(
-    "jax_crop_by_kernel", types=_types, programs=_programs, jvp=_jvp, cotangents=_cotangents, images="image"
+    "jax_crop_by_kernel", types=_types, programs=_programs, jvp=_jvp, cotangents=_cotangents, of_groups=("image",)
 )

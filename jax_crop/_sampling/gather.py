@@ -27,19 +27,18 @@ _UNROLLED = 4
 
 
 def values(scheme: Scheme, images: Sequence[Array], samples: Samples, fill: Array | None = None) -> Array:
-    """Crops ``[G, N, h, w, C]`` in the scheme's dtype; ``fill`` is ``[C]``, or None for 0."""
-    return each_group(lambda images, samples: _values(scheme, images, samples, 0 if fill is None else fill))(
-        tuple(images), samples
-    )
+    """Crops ``[G, N, h, w, C]`` in the scheme's dtype; ``fill`` is ``[G, C]``, or None for 0."""
+    return each_group(functools.partial(_values, scheme))(tuple(images), samples, fill)
 
 
-def _values(scheme: Scheme, images: Sequence[Array], samples: Samples, fill: ArrayLike) -> Array:
+def _values(scheme: Scheme, images: Sequence[Array], samples: Samples, fill: Array | None) -> Array:
+    outside: ArrayLike = 0 if fill is None else fill
     image, samples = _stacked(scheme, images, samples)
     samples, one = _without_an_axis_of_one_box(samples)
     (rows,), columns = _in_memory(samples.rows, [samples.rows.fraction]), samples.columns
 
     def value(rows: Axis, columns: Axis) -> Array:
-        return where(inside(rows.inside, columns.inside), _interpolate(scheme, image, rows, columns), fill).array
+        return where(inside(rows.inside, columns.inside), _interpolate(scheme, image, rows, columns), outside).array
 
     crops = _sum_of_samples(scheme, rows, columns, samples.share, value).astype(scheme.dtype)
     return crops[None] if one else crops
@@ -182,7 +181,8 @@ def _weighed(values: list[Array], weights: list[Array]) -> Array:
 @functools.partial(jax.checkpoint, static_argnums=0)  # keeps no mask for the backward pass
 def fill_tangent(scheme: Scheme, fill_dot: Array, samples: Samples) -> Array:
     """The tangent of crops ``[G, N, h, w, C]``, linear in the fill's."""
-    return jnp.where(inside(samples.rows.inside, samples.columns.inside), 0, fill_dot).astype(scheme.dtype)
+    counts = inside(samples.rows.inside, samples.columns.inside)
+    return jnp.where(counts, 0, fill_dot[:, None, None, None]).astype(scheme.dtype)
 
 
 def _stacked(scheme: Scheme, images: Sequence[Array], samples: Samples) -> tuple[Array, Samples]:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-from jax_crop._sampling import programs
+from jax_crop._sampling import gather, programs
 from jax_crop._sampling.primitives import Arrays, dense, is_asked, linear_primitive, moves
 from jax_crop._sampling.tables import Samples, Scheme, Term
 
@@ -30,7 +30,7 @@ class Sum(NamedTuple):
 
     Attributes:
         result: ``"crops"``, ``"images"`` or ``"weights"``: by what ``sum(crops * cotangent)`` is derived. Or
-            ``"values"``, crops as `sample` has them but with 0 outside, of samples as it takes them.
+            ``"values"``, the crops of `sample`, of samples as it takes them.
         scheme: see `Scheme`.
         orders: those of each term.
         shapes: ``(B, H, W)`` of each map.
@@ -50,17 +50,19 @@ class Operands(NamedTuple):
         images: ``[G, B, H, W, C]`` each.
         terms: for each term, the fractions of rows and of columns, ``[G, N, n]``.
         samples: all else of the samples.
+        fill: ``[G, C]``, of values that have one.
     """
 
     crops: Any
     images: Any
     terms: tuple[Fractions, ...]
     samples: Samples
+    fill: Any = None
 
 
-def values(scheme: Scheme, images: Sequence[Array], samples: Samples) -> Array:
-    """As `gather.values`, with 0 outside."""
-    return _crops("values", scheme, images, [Term(samples)])
+def values(scheme: Scheme, images: Sequence[Array], samples: Samples, fill: Array | None) -> Array:
+    """As `gather.values`."""
+    return _crops("values", scheme, images, [Term(samples)], fill)
 
 
 def crops(scheme: Scheme, images: Sequence[Array], terms: Sequence[Term]) -> Array:
@@ -68,13 +70,15 @@ def crops(scheme: Scheme, images: Sequence[Array], terms: Sequence[Term]) -> Arr
     return _crops("crops", scheme, images, terms)
 
 
-def _crops(result: str, scheme: Scheme, images: Sequence[Array], terms: Sequence[Term]) -> Array:
+def _crops(
+    result: str, scheme: Scheme, images: Sequence[Array], terms: Sequence[Term], fill: Array | None = None
+) -> Array:
     samples = terms[0].samples
     rest = samples.with_fractions(None, None)
     fractions = tuple((term.samples.rows.fraction, term.samples.columns.fraction) for term in terms)
     shapes = tuple(image.shape[1:4] for image in images)
     sum_ = Sum(result, scheme, tuple(term.orders for term in terms), shapes)
-    return _bind(sum_, Operands(None, tuple(images), fractions, rest))[0]
+    return _bind(sum_, Operands(None, tuple(images), fractions, rest, fill))[0]
 
 
 def _run(program: Any, sum_: Sum, operands: Operands) -> Arrays:
@@ -85,7 +89,7 @@ def _run(program: Any, sum_: Sum, operands: Operands) -> Arrays:
         for (row, column), orders in zip(operands.terms, sum_.orders, strict=True)
     ]
     if sum_.result == "values":
-        return [program.values(scheme, operands.images, terms[0].samples)]
+        return [program.values(scheme, operands.images, terms[0].samples, operands.fill)]
     if sum_.result == "crops":
         return [program.crops(scheme, operands.images, terms).astype(scheme.dtype)]
     if sum_.result == "images":
@@ -111,14 +115,14 @@ def _programs(_sum: Sum, _at: Operands, devices: int | None) -> dict[str, Callab
 
 
 def _jvp(sum_: Sum, at: Operands, dots: Operands) -> Sequence[Arrays]:
+    by_operand: list[Arrays] = []
     if sum_.result == "values":
+        if moves(dots.fill):
+            by_operand.append([gather.fill_tangent(sum_.scheme, dense(dots.fill), at.samples)])
         samples = at.samples.with_fractions(*at.terms[0]).within(sum_.scheme, sum_.shapes)
         fractions = samples.rows.fraction, samples.columns.fraction
-        sum_, at = (
-            sum_._replace(result="crops"),
-            at._replace(terms=(fractions,), samples=samples.with_fractions(None, None)),
-        )
-    by_operand = []
+        at = at._replace(terms=(fractions,), samples=samples.with_fractions(None, None), fill=None)
+        sum_ = sum_._replace(result="crops")
     if moves(dots.crops):
         by_operand.append(_bind(sum_, at._replace(crops=dense(dots.crops))))
     if moves(dots.images):
@@ -191,5 +195,5 @@ def _zeros(like: Array, sum_: Sum) -> Array:
 
 
 _bind = linear_primitive(
-    "jax_crop_sum", types=_types, programs=_programs, jvp=_jvp, cotangents=_cotangents, images="images"
+    "jax_crop_sum", types=_types, programs=_programs, jvp=_jvp, cotangents=_cotangents, of_groups=("images", "fill")
 )

@@ -25,7 +25,7 @@ from jax_crop._geometry import Axis
 from jax_crop._kernels import Kernel
 from jax_crop._light import Light, absolute, is_finite, minimum, where
 from jax_crop._sampling.meshes import partitioned_over, zeros
-from jax_crop._sampling.tables import Samples, Scheme, Taps, Term, flat, float_of, inside, items_of_all, total
+from jax_crop._sampling.tables import Samples, Scheme, Taps, Term, filled, flat, float_of, items_of_all, total
 
 # What lies between two products, of all boxes of a chunk.
 _BYTES_BETWEEN = 32 * 2**20
@@ -34,10 +34,12 @@ _dot = functools.partial(lax.dot_general, precision=lax.Precision.HIGHEST)
 _einsum = functools.partial(jnp.einsum, precision=lax.Precision.HIGHEST)
 
 
-def values(scheme: Scheme, images: Sequence[Array], samples: Samples, *, devices: int | None = 1) -> Array:
-    """As `gather.values` to the precision of float32, with 0 outside. For `devices` see `_Layout.of`."""
+def values(
+    scheme: Scheme, images: Sequence[Array], samples: Samples, fill: Array | None = None, *, devices: int | None = 1
+) -> Array:
+    """As `gather.values` to the precision of float32. For `devices` see `_Layout.of`."""
     plans = [_plan(scheme, level, image.shape, [Term(samples)], devices) for level, image in enumerate(images)]
-    return _crops(plans, images, guarded=True).astype(scheme.dtype)
+    return filled(_crops(plans, images, guarded=True).astype(scheme.dtype), samples, fill)
 
 
 def crops(scheme: Scheme, images: Sequence[Array], terms: Sequence[Term], *, devices: int | None = 1) -> Array:
@@ -62,9 +64,7 @@ def _crops(plans: Sequence["_Plan"], images: Sequence[Array], *, guarded: bool =
 def values_of_kernel(kernel: Kernel, dtype: Any, of_groups: tuple[Array, Array], samples: Samples) -> Array:
     """Crops ``[G, N, h, w, C]`` in a dtype by an interpolation kernel, of images and fills ``[G, C]``."""
     image, fill = of_groups
-    result = crops_of_kernel(kernel, image, samples, float_of(dtype), guarded=True)
-    counts = inside(samples.rows.inside, samples.columns.inside)
-    return jnp.where(counts, result, fill[:, None, None, None]).astype(dtype)
+    return filled(crops_of_kernel(kernel, image, samples, float_of(dtype), guarded=True), samples, fill).astype(dtype)
 
 
 def crops_of_kernel(kernel: Kernel, image: Array, samples: Samples, dtype: Any, *, guarded: bool = False) -> Array:

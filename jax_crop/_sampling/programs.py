@@ -16,7 +16,7 @@ from jax_crop._sampling import gather, loops, products
 
 
 class Program(NamedTuple):
-    """The crops of `sample`, with 0 outside, and the three sums of `linear`."""
+    """The crops of `sample`, and the three sums of `linear`."""
 
     values: Callable[..., Any]
     crops: Callable[..., Any]

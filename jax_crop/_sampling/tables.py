@@ -101,11 +101,11 @@ def inside(rows: Array, columns: Array) -> Array:
 
 
 def filled(crops: Array, samples: Samples, fill: Array | None) -> Array:
-    """Crops ``[G, N, h, w, C]`` with the fill ``[C]``, if there is one, where samples are outside."""
+    """Crops ``[G, N, h, w, C]`` with the fill ``[G, C]``, if there is one, where samples are outside."""
     if fill is None:
         return crops
     counts = inside(samples.rows.inside, samples.columns.inside)
-    return where(counts, crops, fill.astype(crops.dtype)[None, None, None, None]).array
+    return where(counts, crops, fill.astype(crops.dtype)[:, None, None, None]).array
 
 
 def flat(table: Array) -> Array:

@@ -5,16 +5,15 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax import Array, lax
 
 from jax_crop._sampling import gather, linear, loops, products
 from jax_crop._sampling.by_kernel import sample_by_kernel as sample_by_kernel
 from jax_crop._sampling.meshes import partitioned_over, unless_partitioned
-from jax_crop._sampling.primitives import dense, moves
+from jax_crop._sampling.primitives import derived
 from jax_crop._sampling.tables import Samples as Samples
 from jax_crop._sampling.tables import Scheme as Scheme
-from jax_crop._sampling.tables import Term, closed_under_vmap, filled
+from jax_crop._sampling.tables import closed_under_vmap, filled
 from jax_crop._sampling.tables import each_group as each_group
 from jax_crop._sampling.tables import float_of as float_of
 from jax_crop._sampling.tables import in_items as in_items
@@ -50,23 +49,6 @@ def sample(scheme: Scheme, images: tuple[Array, ...], samples: Samples, fill: Ar
 
 
 @functools.partial(sample.defjvp, symbolic_zeros=True)
-def _sample_jvp(scheme: Scheme, primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Array, Array]:
-    images, samples, fill = primals
-    images_dot, samples_dot, fill_dot = tangents
-    # A primitive: before JAX 0.11, `lax.scan` forgets a rule that is asked for again, in derivatives of derivatives.
-    crops = linear.values(scheme, images, samples, fill)
-    crops_dot = jnp.zeros((), scheme.dtype)  # only what has a tangent is computed
-    samples = samples.within(scheme, [image.shape[1:4] for image in images])
-    if moves(images_dot):
-        crops_dot += linear.crops(scheme, dense(images_dot), [Term(samples)])
-    rows_dot, columns_dot = samples_dot.rows.fraction, samples_dot.columns.fraction
-    terms = []
-    if moves(rows_dot):
-        terms.append(Term(samples.with_fractions(dense(rows_dot), samples.columns.fraction), (1, 0)))
-    if moves(columns_dot):
-        terms.append(Term(samples.with_fractions(samples.rows.fraction, dense(columns_dot)), (0, 1)))
-    if terms:
-        crops_dot += linear.crops(scheme, images, terms)
-    if moves(fill_dot):
-        crops_dot += gather.fill_tangent(scheme, fill_dot, samples)
-    return crops, jnp.broadcast_to(crops_dot, crops.shape)
+def _(scheme: Scheme, primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Array, Array]:
+    # By a primitive: before JAX 0.11, `lax.scan` forgets rules of functions in derivatives of derivatives.
+    return derived(functools.partial(linear.values, scheme), primals, tangents)

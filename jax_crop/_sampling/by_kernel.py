@@ -14,15 +14,14 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jax import Array, lax
 from jax.interpreters import ad
 
 from jax_crop._kernels import Kernel
 from jax_crop._sampling import bands, gather, products
 from jax_crop._sampling.meshes import unless_partitioned, zeros
-from jax_crop._sampling.primitives import dense, is_asked, linear_primitive, moves
-from jax_crop._sampling.tables import Samples, Scheme, closed_under_vmap, filled, float_of
+from jax_crop._sampling.primitives import dense, derived, is_asked, linear_primitive, moves
+from jax_crop._sampling.tables import Samples, Scheme, closed_under_vmap, float_of
 
 Moves = tuple[tuple[Any, Any], tuple[Any, Any]]  # fractions and scales, of rows and of columns
 _NONE: Moves = ((None, None), (None, None))
@@ -42,24 +41,12 @@ def sample_by_kernel(kernel: Kernel, scheme: Scheme, image: Array, samples: Samp
 
 
 @functools.partial(sample_by_kernel.defjvp, symbolic_zeros=True)
-def _jvp_of_sample(
-    kernel: Kernel, scheme: Scheme, primals: tuple[Any, ...], tangents: tuple[Any, ...]
-) -> tuple[Array, Array]:
-    image, samples, fill = primals
-    image_dot, samples_dot, fill_dot = tangents
-    which = Derivative("crops", kernel, scheme.dtype, image.shape[1:4])
-    at = Operands(None, image, None, _moving(samples), _with(samples, _NONE))
-    # A primitive, as in the rule of `sample`.
-    crops = filled(_bind(which._replace(result="values"), at)[0], samples, fill)
-    crops_dot = jnp.zeros((), scheme.dtype)
-    if moves(image_dot):
-        crops_dot += _bind(which, at._replace(image=dense(image_dot)))[0]
-    dots = _moving(samples_dot)
-    if moves(dots):
-        crops_dot += _bind(which, at._replace(moves=dense(dots)))[0]
-    if moves(fill_dot):
-        crops_dot += gather.fill_tangent(scheme, fill_dot, samples)
-    return crops, jnp.broadcast_to(crops_dot, crops.shape)
+def _(kernel: Kernel, scheme: Scheme, primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Array, Array]:
+    def values(image: Array, samples: Samples, fill: Array) -> Array:
+        which = Derivative("values", kernel, scheme.dtype, image.shape[1:4])
+        return _bind(which, Operands(None, image, None, _moving(samples), _with(samples, _NONE), fill))[0]
+
+    return derived(values, primals, tangents)  # by a primitive, as `sample`
 
 
 class Derivative(NamedTuple):
@@ -67,8 +54,8 @@ class Derivative(NamedTuple):
 
     Attributes:
         result: accordingly ``"crops"``, ``"image"`` or ``"moves"``. Operands are the others; and if moves are among
-            these, the result is how that derivative changes along them. Or ``"values"``: the crops that image and
-            weights give, with 0 outside.
+            these, the result is how that derivative changes along them. Or ``"values"``, the crops of
+            `sample_by_kernel`.
         kernel: see `Kernel`.
         dtype: of crops.
         shape: ``(B, H, W)`` of the image.
@@ -94,6 +81,7 @@ class Operands(NamedTuple):
         moves: how far fractions and scales move.
         moving: these themselves.
         rest: all else of the samples.
+        fill: ``[G, C]``, of values.
     """
 
     crops: Any
@@ -101,6 +89,7 @@ class Operands(NamedTuple):
     moves: Moves | None
     moving: Moves
     rest: Samples
+    fill: Any = None
 
 
 def _moving(samples: Samples) -> Moves:
@@ -120,14 +109,15 @@ def _with(samples: Samples, moving: Moves) -> Samples:
 def _by_products(which: Derivative, at: Operands) -> Sequence[Array]:
     """The results, as the derivatives of matrix products."""
 
-    def of(image: Array, moving: Moves, guarded: bool = False) -> Array:
-        return products.crops_of_kernel(which.kernel, image, _with(at.rest, moving), which.compute, guarded=guarded)
+    def of(image: Array, moving: Moves) -> Array:
+        return products.crops_of_kernel(which.kernel, image, _with(at.rest, moving), which.compute)
 
     def along_moves(function: Callable[[Moves], Any]) -> Any:
         return function(at.moving) if at.moves is None else jax.jvp(function, (at.moving,), (at.moves,))[1]
 
     if which.result == "values":
-        return [of(at.image, at.moving, guarded=True).astype(which.dtype)]
+        of_groups, samples = (at.image, at.fill), _with(at.rest, at.moving)
+        return [products.values_of_kernel(which.kernel, which.dtype, of_groups, samples)]
     if which.result == "crops":
         image = at.image if at.moves is None else products.finite(at.image)
         return [along_moves(functools.partial(of, image)).astype(which.dtype)]
@@ -141,7 +131,9 @@ def _by_products(which: Derivative, at: Operands) -> Sequence[Array]:
 
 def _by_bands(which: Derivative, at: Operands) -> Sequence[Array]:
     samples = _with(at.rest, at.moving)
-    if which.result in ("values", "crops"):
+    if which.result == "values":
+        return [bands.values(which.kernel, which.dtype, (at.image, at.fill), samples)]
+    if which.result == "crops":
         return [bands.crops(which.kernel, which.dtype, at.image, samples, at.moves)]
     if which.result == "image":
         return [bands.images(which.kernel, _shape_of_image(which, at), at.crops, samples, at.moves)]
@@ -170,11 +162,14 @@ def _programs(
 
 def _jvp(which: Derivative, at: Operands, dots: Operands) -> Sequence[Sequence[Array]]:
     """By operands, and by what moves, with the same programs; by all else as JAX derives the products."""
+    parts: list[Sequence[Array]] = []
     if which.result == "values":
-        which = which._replace(result="crops")
+        if moves(dots.fill):
+            parts.append([gather.fill_tangent(which.dtype, dense(dots.fill), at.rest)])
+        which, at, dots = which._replace(result="crops"), at._replace(fill=None), dots._replace(fill=None)
     # How the derivative by moves changes is linear in crops and image, too; but such transposes have no programs.
     linear_in = ["moves"] if which.result == "moves" and at.moves is not None else ["crops", "image", "moves"]
-    parts = [
+    parts += [
         _bind(which, at._replace(**{name: dense(getattr(dots, name))}))
         for name in linear_in
         if moves(getattr(dots, name))
@@ -185,19 +180,9 @@ def _jvp(which: Derivative, at: Operands, dots: Operands) -> Sequence[Sequence[A
         if moves(dots.moving):
             parts.append(_bind(which, at._replace(moves=dense(dots.moving))))
     none: dict[str, Any] = dict.fromkeys(done)
-    rest: Any
-    held, rest = jax.tree.flatten(at._replace(**none))
-    held_dots = rest.flatten_up_to(dots._replace(**none))
-    moved = [k for k, dot in enumerate(held_dots) if moves(dot)]
-    if moved:
-
-        def of(moving: Sequence[Array]) -> Sequence[Array]:
-            leaves = list(held)
-            for k, x in zip(moved, moving, strict=True):
-                leaves[k] = x
-            return _by_products(which, jax.tree.unflatten(rest, leaves)._replace(**done))
-
-        parts.append(jax.jvp(of, ([held[k] for k in moved],), ([held_dots[k] for k in moved],))[1])
+    rest, rest_dots = at._replace(**none), dots._replace(**none)
+    if moves(rest_dots):
+        parts.append(derived(lambda *rest: _by_products(which, Operands(*rest)._replace(**done)), rest, rest_dots)[1])
     return parts
 
 
@@ -214,5 +199,10 @@ def _cotangents(which: Derivative, given: Operands, cotangents: Sequence[Array])
 
 
 _bind = linear_primitive(
-    "jax_crop_by_kernel", types=_types, programs=_programs, jvp=_jvp, cotangents=_cotangents, of_groups=("image",)
+    "jax_crop_by_kernel",
+    types=_types,
+    programs=_programs,
+    jvp=_jvp,
+    cotangents=_cotangents,
+    of_groups=("image", "fill"),
 )

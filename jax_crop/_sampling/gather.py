@@ -179,10 +179,10 @@ def _weighed(values: list[Array], weights: list[Array]) -> Array:
 
 
 @functools.partial(jax.checkpoint, static_argnums=0)  # keeps no mask for the backward pass
-def fill_tangent(scheme: Scheme, fill_dot: Array, samples: Samples) -> Array:
+def fill_tangent(dtype: Any, fill_dot: Array, samples: Samples) -> Array:
     """The tangent of crops ``[G, N, h, w, C]``, linear in the fill's."""
     counts = inside(samples.rows.inside, samples.columns.inside)
-    return jnp.where(counts, 0, fill_dot[:, None, None, None]).astype(scheme.dtype)
+    return jnp.where(counts, 0, fill_dot[:, None, None, None]).astype(dtype)
 
 
 def _stacked(scheme: Scheme, images: Sequence[Array], samples: Samples) -> tuple[Array, Samples]:

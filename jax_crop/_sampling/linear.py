@@ -118,7 +118,7 @@ def _jvp(sum_: Sum, at: Operands, dots: Operands) -> Sequence[Arrays]:
     by_operand: list[Arrays] = []
     if sum_.result == "values":
         if moves(dots.fill):
-            by_operand.append([gather.fill_tangent(sum_.scheme, dense(dots.fill), at.samples)])
+            by_operand.append([gather.fill_tangent(sum_.scheme.dtype, dense(dots.fill), at.samples)])
         samples = at.samples.with_fractions(*at.terms[0]).within(sum_.scheme, sum_.shapes)
         fractions = samples.rows.fraction, samples.columns.fraction
         at = at._replace(terms=(fractions,), samples=samples.with_fractions(None, None), fill=None)

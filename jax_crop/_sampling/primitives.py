@@ -111,6 +111,20 @@ def linear_primitive(
     return bind
 
 
+def derived(function: Callable[..., Any], primals: Any, tangents: Any) -> tuple[Any, Any]:
+    """``function(*primals)`` and its tangent: `jax.jvp` by those leaves alone whose tangents are not known to be 0."""
+    tree: Any
+    leaves, tree = jax.tree.flatten(primals)
+    dots = tree.flatten_up_to(tangents)
+    moved = [k for k, dot in enumerate(dots) if moves(dot)]
+
+    def of_moved(*values: Any) -> Any:
+        others = dict(zip(moved, values, strict=True))
+        return function(*jax.tree.unflatten(tree, [others.get(k, leaf) for k, leaf in enumerate(leaves)]))
+
+    return jax.jvp(of_moved, [leaves[k] for k in moved], [dots[k] for k in moved])
+
+
 def moves(dots: Any) -> bool:
     """Whether any of the tangents is not known to be 0."""
     return not all(map(_is_zero, jax.tree.leaves(dots, is_leaf=_is_zero)))

@@ -100,7 +100,8 @@ def linear_primitive(
         size = next(x.shape[axis] for x, axis in zip(leaves, axes, strict=True) if axis is not None)
         groups, boxes = (([leaves[k] for k in places], [axes[k] for k in places]) for places in (in_groups, of_boxes))
         results, axis = joined(program, size, groups, boxes, gives_groups=what.result in of_groups)
-        return results, [axis for _ in results]
+        # First, as those of `lax.platform_dependent` are: a rule has to map the axis that its function does.
+        return [jnp.moveaxis(result, axis, 0) for result in results], [0 for _ in results]
 
     primitive.def_impl(apply)
     primitive.def_abstract_eval(types_of)

@@ -130,7 +130,7 @@ def _crop(
     (image,) = images
     _, batch, height, width, channels = image.shape
     compute = float_of(dtype)
-    fill = jnp.broadcast_to(jnp.asarray(fill).astype(compute), (len(boxes), channels))
+    fill = jnp.broadcast_to(jnp.asarray(fill).astype(compute), (boxes.shape[0], channels))
     if 0 in (*image.shape, *boxes.shape):  # nothing to gather from or to
         return jnp.broadcast_to(fill.astype(dtype)[:, None, None, None], (*boxes.shape[:2], *crop_size, channels))
     by_kernel = antialias or method not in ("bilinear", "nearest")

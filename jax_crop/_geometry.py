@@ -75,10 +75,13 @@ def bins(size: Integers, most_pixels: int, bins: int, samples: Integers, most: i
 
 
 class Axis(NamedTuple):
-    """Samples along one axis, ``[N, n]`` each: at ``fraction`` of the way from pixel ``index`` to the next, below 1.
+    """Samples along one axis, ``[N, n]`` each: between pixels ``index`` and ``index + 1``, at ``fraction`` of the way.
 
-    ``index`` is any pixel; on the last one the fraction is 0. Of `unclamped`, it is also the one before the first, and
-    ``scale`` is how much interpolation kernels are stretched, ``[N, 1]``.
+    ``index`` is at most the last pixel but one, and the fraction 1 on the last pixel: so the two pixels also give the
+    slope there. Of a single pixel, fraction is 0.
+
+    Of `unclamped`, ``index`` is any pixel, also the one before the first, and the fraction below 1; ``scale`` is how
+    much interpolation kernels are stretched, ``[N, 1]``.
     """
 
     index: Array  # type: ignore[assignment]  # which is a method of tuples, of no use here
@@ -109,13 +112,12 @@ def locate(
 
     # Beyond the centres of the first and the last pixel the position is clamped to them. A single pixel has no slope.
     last = Light(jnp.asarray(_stacked(*size))) - 1
-    between = (index >= 0) & (index < last)
-    moves = inside & (between | ((index == last) & on_pixel & (last > 0)))
-    below_1 = 1 - float(jnp.finfo(dtype).epsneg)  # what is next to it may have been rounded to it
-    fraction = where(between, minimum(fraction.astype(dtype), below_1), 0)
-    index = minimum(maximum(index, 0), last)
+    moves = inside & (index >= 0) & ((index < last) | ((index == last) & on_pixel & (last > 0)))
+    before_last = maximum(last - 1, 0)
+    fraction = where(index < 0, 0, where(index < last, fraction, (last - before_last).astype(fraction.dtype)))
+    index = minimum(maximum(index, 0), before_last)
     code = index << 1 | moves.astype(jnp.int32)
-    code, inside, fraction = in_one_loop(code, inside, fraction)
+    code, inside, fraction = in_one_loop(code, inside, fraction.astype(dtype))
     fraction = Light(in_memory(_moved(fraction, edges, lattice, moves=(code & 1) > 0).array))
     return _apart(lattices, code >> 1, fraction, inside)
 

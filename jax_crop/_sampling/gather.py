@@ -35,7 +35,7 @@ def _values(scheme: Scheme, images: Sequence[Array], samples: Samples, fill: Arr
     outside: ArrayLike = 0 if fill is None else fill
     image, samples = _stacked(scheme, images, samples)
     samples, one = _without_an_axis_of_one_box(samples)
-    (rows,), columns = _in_memory(samples.rows, [samples.rows.fraction]), samples.columns
+    (rows,), (columns,) = (_in_memory(axis, [axis.fraction]) for axis in map(_from_first, samples[:2]))
 
     def value(rows: Axis, columns: Axis) -> Array:
         return where(inside(rows.inside, columns.inside), _interpolate(scheme, image, rows, columns), outside).array
@@ -270,6 +270,15 @@ def _interpolate(scheme: Scheme, image: Array, rows: Axis, columns: Axis) -> Arr
         return _lerp(pixels, columns.fraction[..., None, :, None], finite)
 
     return _lerp([across(row) for row in _read(scheme.window[0], rows)], rows.fraction[..., :, None, None], finite)
+
+
+def _from_first(axis: Axis) -> Axis:
+    """The same, with fractions in [0, 1): of a sample on a pixel, that is the first, and no other has to be read."""
+    index, fraction = Light(axis.index), Light(axis.fraction)
+    on_second = fraction == 1
+    return axis._replace(
+        index=(index + on_second.astype(jnp.int32)).array, fraction=where(on_second, 0, fraction).array
+    )
 
 
 def _read(window: int, axis: Axis) -> list[Array]:

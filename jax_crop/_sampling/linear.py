@@ -30,7 +30,7 @@ class Sum(NamedTuple):
 
     Attributes:
         result: ``"crops"``, ``"images"`` or ``"weights"``: by what ``sum(crops * cotangent)`` is derived. Or
-            ``"values"``, the crops of `sample`, of samples as it takes them.
+            ``"values"``, the crops of `sample`.
         scheme: see `Scheme`.
         orders: those of each term.
         shapes: ``(B, H, W)`` of each map.
@@ -119,10 +119,7 @@ def _jvp(sum_: Sum, at: Operands, dots: Operands) -> Sequence[Arrays]:
     if sum_.result == "values":
         if moves(dots.fill):
             by_operand.append([gather.fill_tangent(sum_.scheme.dtype, dense(dots.fill), at.samples)])
-        samples = at.samples.with_fractions(*at.terms[0]).within(sum_.scheme, sum_.shapes)
-        fractions = samples.rows.fraction, samples.columns.fraction
-        at = at._replace(terms=(fractions,), samples=samples.with_fractions(None, None), fill=None)
-        sum_ = sum_._replace(result="crops")
+        sum_, at = sum_._replace(result="crops"), at._replace(fill=None)
     if moves(dots.crops):
         by_operand.append(_bind(sum_, at._replace(crops=dense(dots.crops))))
     if moves(dots.images):

@@ -27,7 +27,6 @@ def values(scheme: Scheme, images: Sequence[Array], samples: Samples, fill: Arra
     """As `gather.values`, to the bit; that uses all cores, where it holds no image. Where it does, there is no fill."""
     if not gather_holds(scheme, images):
         return gather.values(scheme, images, samples, fill)
-    samples = samples.within(scheme, [image.shape[1:4] for image in images])
     return _crops(scheme, images, [Term(samples)], _interpolated)
 
 

@@ -11,12 +11,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array, lax
 from jax.custom_batching import custom_vmap
 
 from jax_crop._geometry import Axis
-from jax_crop._light import Light, minimum, where
+from jax_crop._light import Light, where
 
 
 def float_of(*dtypes: Any) -> Any:
@@ -69,23 +68,6 @@ class Samples(NamedTuple):
     def with_fractions(self, rows: Any, columns: Any) -> "Samples":
         """The samples at other fractions, or moved so far."""
         return self._replace(rows=self.rows._replace(fraction=rows), columns=self.columns._replace(fraction=columns))
-
-    def within(self, scheme: Scheme, shapes: Sequence[tuple[Any, ...]]) -> "Samples":
-        """The same, with windows within their maps: on the last pixel at a fraction of 1 from the one before it.
-
-        So two pixels tell the slope there, too. ``shapes`` is ``(B, H, W)`` of each map.
-        """
-
-        def of(axis: Axis, windows: tuple[int, ...], sizes: tuple[int, ...]) -> Axis:
-            last: Any = np.array(sizes, np.int32) - np.array(windows, np.int32)
-            last = last[0] if self.level is None else jnp.asarray(last)[self.level][..., None]
-            index = minimum(Light(axis.index), last)
-            fraction = axis.fraction + (axis.index - index).astype(axis.fraction.dtype)
-            return axis._replace(index=index.array, fraction=fraction.array)
-
-        _, *sizes = zip(*shapes, strict=True)
-        rows, columns = map(of, self[:2], zip(*scheme.windows, strict=True), sizes)
-        return self._replace(rows=rows, columns=columns)
 
     def of_level(self, level: int) -> "Samples":
         """The samples of one of several maps; all others are outside."""

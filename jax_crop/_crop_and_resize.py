@@ -130,9 +130,9 @@ def _crop(
     (image,) = images
     _, batch, height, width, channels = image.shape
     compute = float_of(dtype)
-    fill = jnp.broadcast_to(jnp.asarray(fill).astype(compute), (boxes.shape[0], channels))
+    fill = jnp.broadcast_to(jnp.asarray(fill).astype(compute), (channels,))
     if 0 in (*image.shape, *boxes.shape):  # nothing to gather from or to
-        return jnp.broadcast_to(fill.astype(dtype)[:, None, None, None], (*boxes.shape[:2], *crop_size, channels))
+        return jnp.broadcast_to(fill.astype(dtype), (*boxes.shape[:2], *crop_size, channels))
     by_kernel = antialias or method not in ("bilinear", "nearest")
     locate: Any
     if by_kernel:
@@ -143,9 +143,10 @@ def _crop(
     lattices = lattice(height, crop_size[0]), lattice(width, crop_size[1])
     rows, columns = each_group(lambda boxes: locate(boxes, (height, width), lattices, compute))(boxes)
     item, rows = in_items(rows, box_indices, batch)
-    samples = Samples(rows, columns, item, level=None, share=None)
+    fills = jnp.broadcast_to(fill, (*boxes.shape[:2], channels))
+    samples = Samples(rows, columns, item, level=None, share=None, fill=fills)
     window = (1, 1) if method == "nearest" else (min(height, 2), min(width, 2))
     scheme = Scheme(windows=(window,), samples=(1, 1), dtype=dtype)
     if by_kernel:
-        return sample_by_kernel(KERNELS[method], scheme, image, samples, fill)
-    return sample(scheme, (image,), samples, fill)
+        return sample_by_kernel(KERNELS[method], scheme, image, samples)
+    return sample(scheme, (image,), samples)

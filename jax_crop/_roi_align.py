@@ -196,7 +196,7 @@ def _pool(maps: tuple[Array, ...], boxes: Array, box_indices: Array | None, fill
     item, rows = in_items(rows, box_indices, batch)
     windows = tuple((min(height, 2), min(width, 2)) for height, width in sizes)
     scheme = Scheme(windows, (pooling.samples, pooling.samples), dtype)
-    return sample(scheme, maps, Samples(rows, columns, item, level, share), None)
+    return sample(scheme, maps, Samples(rows, columns, item, level, share))
 
 
 def _positions(

@@ -11,6 +11,7 @@ from benchmarks import memory
 from benchmarks.cases import Case
 from benchmarks.forms import BATCH, BOXES, FORWARD, HVP
 from benchmarks.peers import ours
+from jax_crop import crop_and_resize
 
 # Every case and derivative in one form or another; `python -m benchmarks memory` compiles them all.
 PROGRAMS = list(memory.programs())[::7]
@@ -68,6 +69,18 @@ def test_crops_of_several_calls_are_not_copied():
     """Of a loss and of how it moves, each of which one call writes."""
     case = Case(((4, 64, 64, 256),), 256, (7, 7), method="antialiased")
     assert_within_bounds(functools.partial(ours, case), case, HVP)
+
+
+@pytest.mark.parametrize("antialias", [False, True])
+@pytest.mark.parametrize("derive", [lambda crop: crop, lambda crop: jax.grad(lambda *at: jnp.sum(crop(*at) ** 2), 1)])
+def test_many_fills_of_one_image(derive, antialias):
+    def crop(image, boxes, fill):
+        return crop_and_resize(image, boxes, None, (7, 7), extrapolation_value=fill, antialias=antialias)
+
+    arguments = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in [(500, 500, 16), (4, 4), (8, 16)])
+    program = jax.jit(jax.vmap(derive(crop), (None, None, 0))).lower(*arguments).compile()
+    assert program.memory_analysis().temp_size_in_bytes < 2**20
+    assert memory.largest_buffer(program) <= 4 * 500 * 500 * 16
 
 
 @pytest.mark.parametrize("boxes", [1, 2])

@@ -13,21 +13,20 @@ from jax_crop._sampling.meshes import partitioned_over, unless_partitioned
 from jax_crop._sampling.primitives import derived
 from jax_crop._sampling.tables import Samples as Samples
 from jax_crop._sampling.tables import Scheme as Scheme
-from jax_crop._sampling.tables import closed_under_vmap, filled
+from jax_crop._sampling.tables import closed_under_vmap
 from jax_crop._sampling.tables import each_group as each_group
 from jax_crop._sampling.tables import float_of as float_of
 from jax_crop._sampling.tables import in_items as in_items
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def sample(scheme: Scheme, images: tuple[Array, ...], samples: Samples, fill: Array | None) -> Array:
+def sample(scheme: Scheme, images: tuple[Array, ...], samples: Samples) -> Array:
     """Crops of images, or of the maps of a pyramid: each box of one of them.
 
     Args:
         scheme: see `Scheme`.
         images: ``[G, B, H, W, C]`` each, any real type.
         samples: see `Samples`.
-        fill: ``[G, C]``, the value of a sample outside; None for 0, as where several samples are averaged.
 
     Returns:
         ``[G, N, h, w, C]`` in the scheme's dtype, differentiable in images, fractions and fill.
@@ -39,13 +38,10 @@ def sample(scheme: Scheme, images: tuple[Array, ...], samples: Samples, fill: Ar
     def by_products(images: tuple[Array, ...], samples: Samples) -> Array:
         return products.values(scheme, images, samples, devices=partitioned_over((images, samples)))
 
-    programs: dict[str, Callable[..., Array]] = {
-        "tpu": lambda images, samples, fill: filled(by_products(images, samples), samples, fill)
-    }
+    programs: dict[str, Callable[..., Array]] = {"tpu": by_products}
     if loops.gather_holds(scheme, images):  # in pooling alone, which has no fill
-        on_cpu = closed_under_vmap(functools.partial(unless_partitioned, by_loops, by_gather))
-        programs["cpu"] = lambda images, samples, _: on_cpu(images, samples)
-    return lax.platform_dependent(images, samples, fill, **programs, default=by_gather)
+        programs["cpu"] = closed_under_vmap(functools.partial(unless_partitioned, by_loops, by_gather))
+    return lax.platform_dependent(images, samples, **programs, default=by_gather)
 
 
 @functools.partial(sample.defjvp, symbolic_zeros=True)

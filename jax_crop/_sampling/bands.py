@@ -83,20 +83,10 @@ class _Memory(NamedTuple):
     weights: Jet
 
 
-def values(kernel: Kernel, dtype: Any, of_groups: tuple[Array, Array], samples: Samples) -> Array:
-    """As `products.values_of_kernel`."""
-    image, fill = of_groups
-    fills = jnp.broadcast_to(fill[:, None], (*samples.item.shape, image.shape[-1])).astype(float_of(dtype))
-    return _crops(kernel, image, samples, flat(fills), dtype)
-
-
 def crops(kernel: Kernel, dtype: Any, image: Array, samples: Samples, dots: Any = None) -> Array:
-    """As `products.crops_of_kernel`; or how these move if fractions and scales do as in dots."""
-    fills = jnp.zeros((samples.item.size, image.shape[-1]), float_of(dtype))
-    return _crops(kernel, image, samples, fills, dtype, dots)
-
-
-def _crops(kernel: Kernel, image: Array, samples: Samples, fills: Array, dtype: Any, dots: Any = None) -> Array:
+    """As `products.values_of_kernel`, but that there may be no fill; or how these move if fractions and scales do."""
+    channels = image.shape[-1]
+    fills = zeros((samples.item.size, channels), float_of(dtype)) if samples.fill is None else flat(samples.fill)
     size = samples.rows.index.shape[-1], samples.columns.index.shape[-1]
     rows, bands, memory = _prepared(kernel, image, samples, size, fills.dtype, dots)
 

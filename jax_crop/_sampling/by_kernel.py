@@ -28,23 +28,23 @@ _NONE: Moves = ((None, None), (None, None))
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
-def sample_by_kernel(kernel: Kernel, scheme: Scheme, image: Array, samples: Samples, fill: Array) -> Array:
+def sample_by_kernel(kernel: Kernel, scheme: Scheme, image: Array, samples: Samples) -> Array:
     """As `sample` of one image, which an interpolation kernel weighs; differentiable in scales, too."""
     by_products, by_bands = (
-        functools.partial(program, kernel, scheme.dtype) for program in (products.values_of_kernel, bands.values)
+        functools.partial(program, kernel, scheme.dtype) for program in (products.values_of_kernel, bands.crops)
     )
     on_cpu = closed_under_vmap(functools.partial(unless_partitioned, by_bands, by_products))
     on_others = closed_under_vmap(by_products)
     if not bands.can_compile(image.shape):
-        return on_others((image, fill), samples)
-    return lax.platform_dependent((image, fill), samples, cpu=on_cpu, default=on_others)
+        return on_others(image, samples)
+    return lax.platform_dependent(image, samples, cpu=on_cpu, default=on_others)
 
 
 @functools.partial(sample_by_kernel.defjvp, symbolic_zeros=True)
 def _(kernel: Kernel, scheme: Scheme, primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Array, Array]:
-    def values(image: Array, samples: Samples, fill: Array) -> Array:
+    def values(image: Array, samples: Samples) -> Array:
         which = Derivative("values", kernel, scheme.dtype, image.shape[1:4])
-        return _bind(which, Operands(None, image, None, _moving(samples), _with(samples, _NONE), fill))[0]
+        return _bind(which, Operands(None, image, None, _moving(samples), _with(samples, _NONE)))[0]
 
     return derived(values, primals, tangents)  # by a primitive, as `sample`
 
@@ -80,8 +80,7 @@ class Operands(NamedTuple):
         image: ``[G, B, H, W, C]``.
         moves: how far fractions and scales move.
         moving: these themselves.
-        rest: all else of the samples.
-        fill: ``[G, C]``, of values.
+        rest: all else of the samples; of those of values alone, the fill.
     """
 
     crops: Any
@@ -89,7 +88,6 @@ class Operands(NamedTuple):
     moves: Moves | None
     moving: Moves
     rest: Samples
-    fill: Any = None
 
 
 def _moving(samples: Samples) -> Moves:
@@ -116,8 +114,7 @@ def _by_products(which: Derivative, at: Operands) -> Sequence[Array]:
         return function(at.moving) if at.moves is None else jax.jvp(function, (at.moving,), (at.moves,))[1]
 
     if which.result == "values":
-        of_groups, samples = (at.image, at.fill), _with(at.rest, at.moving)
-        return [products.values_of_kernel(which.kernel, which.dtype, of_groups, samples)]
+        return [products.values_of_kernel(which.kernel, which.dtype, at.image, _with(at.rest, at.moving))]
     if which.result == "crops":
         image = at.image if at.moves is None else products.finite(at.image)
         return [along_moves(functools.partial(of, image)).astype(which.dtype)]
@@ -131,9 +128,7 @@ def _by_products(which: Derivative, at: Operands) -> Sequence[Array]:
 
 def _by_bands(which: Derivative, at: Operands) -> Sequence[Array]:
     samples = _with(at.rest, at.moving)
-    if which.result == "values":
-        return [bands.values(which.kernel, which.dtype, (at.image, at.fill), samples)]
-    if which.result == "crops":
+    if which.result in ("values", "crops"):
         return [bands.crops(which.kernel, which.dtype, at.image, samples, at.moves)]
     if which.result == "image":
         return [bands.images(which.kernel, _shape_of_image(which, at), at.crops, samples, at.moves)]
@@ -164,9 +159,10 @@ def _jvp(which: Derivative, at: Operands, dots: Operands) -> Sequence[Sequence[A
     """By operands, and by what moves, with the same programs; by all else as JAX derives the products."""
     parts: list[Sequence[Array]] = []
     if which.result == "values":
-        if moves(dots.fill):
-            parts.append([gather.fill_tangent(which.dtype, dense(dots.fill), at.rest)])
-        which, at, dots = which._replace(result="crops"), at._replace(fill=None), dots._replace(fill=None)
+        if moves(dots.rest.fill):
+            parts.append([gather.fill_tangent(which.dtype, dense(dots.rest.fill), at.rest)])
+        which = which._replace(result="crops")
+        at, dots = (x._replace(rest=x.rest._replace(fill=None)) for x in (at, dots))
     # How the derivative by moves changes is linear in crops and image, too; but such transposes have no programs.
     linear_in = ["moves"] if which.result == "moves" and at.moves is not None else ["crops", "image", "moves"]
     parts += [
@@ -199,10 +195,5 @@ def _cotangents(which: Derivative, given: Operands, cotangents: Sequence[Array])
 
 
 _bind = linear_primitive(
-    "jax_crop_by_kernel",
-    types=_types,
-    programs=_programs,
-    jvp=_jvp,
-    cotangents=_cotangents,
-    of_groups=("image", "fill"),
+    "jax_crop_by_kernel", types=_types, programs=_programs, jvp=_jvp, cotangents=_cotangents, images="image"
 )

@@ -26,19 +26,19 @@ from jax_crop._sampling.tables import Samples, Scheme, Taps, Term, each_group, i
 _UNROLLED = 4
 
 
-def values(scheme: Scheme, images: Sequence[Array], samples: Samples, fill: Array | None = None) -> Array:
-    """Crops ``[G, N, h, w, C]`` in the scheme's dtype; ``fill`` is ``[G, C]``, or None for 0."""
-    return each_group(functools.partial(_values, scheme))(tuple(images), samples, fill)
+def values(scheme: Scheme, images: Sequence[Array], samples: Samples) -> Array:
+    """Crops ``[G, N, h, w, C]`` in the scheme's dtype."""
+    return each_group(functools.partial(_values, scheme))(tuple(images), samples)
 
 
-def _values(scheme: Scheme, images: Sequence[Array], samples: Samples, fill: Array | None) -> Array:
-    outside: ArrayLike = 0 if fill is None else fill
+def _values(scheme: Scheme, images: Sequence[Array], samples: Samples) -> Array:
     image, samples = _stacked(scheme, images, samples)
     samples, one = _without_an_axis_of_one_box(samples)
     (rows,), (columns,) = (_in_memory(axis, [axis.fraction]) for axis in map(_from_first, samples[:2]))
+    fill: ArrayLike = 0 if samples.fill is None else samples.fill[..., None, None, :]
 
     def value(rows: Axis, columns: Axis) -> Array:
-        return where(inside(rows.inside, columns.inside), _interpolate(scheme, image, rows, columns), outside).array
+        return where(inside(rows.inside, columns.inside), _interpolate(scheme, image, rows, columns), fill).array
 
     crops = _sum_of_samples(scheme, rows, columns, samples.share, value).astype(scheme.dtype)
     return crops[None] if one else crops
@@ -180,9 +180,9 @@ def _weighed(values: list[Array], weights: list[Array]) -> Array:
 
 @functools.partial(jax.checkpoint, static_argnums=0)  # keeps no mask for the backward pass
 def fill_tangent(dtype: Any, fill_dot: Array, samples: Samples) -> Array:
-    """The tangent of crops ``[G, N, h, w, C]``, linear in the fill's."""
+    """The tangent of crops ``[G, N, h, w, C]``, linear in the fill's, ``[G, N, C]``."""
     counts = inside(samples.rows.inside, samples.columns.inside)
-    return jnp.where(counts, 0, fill_dot[:, None, None, None]).astype(dtype)
+    return jnp.where(counts, 0, fill_dot[..., None, None, :]).astype(dtype)
 
 
 def _stacked(scheme: Scheme, images: Sequence[Array], samples: Samples) -> tuple[Array, Samples]:
@@ -261,6 +261,15 @@ def _in_memory(axis: Axis, fractions: Sequence[Array]) -> list[Axis]:
     return [Axis(index, fraction, inside) for fraction in (first, *in_memory(others))]
 
 
+def _from_first(axis: Axis) -> Axis:
+    """The same, with fractions in [0, 1): of a sample on a pixel, that is the first, and no other has to be read."""
+    index, fraction = Light(axis.index), Light(axis.fraction)
+    on_second = fraction == 1
+    return axis._replace(
+        index=(index + on_second.astype(jnp.int32)).array, fraction=where(on_second, 0, fraction).array
+    )
+
+
 def _interpolate(scheme: Scheme, image: Array, rows: Axis, columns: Axis) -> Array:
     """The surface at each sample, ``[N, h, w, C]``, or ``[h, w, C]`` of one box."""
     finite = jnp.issubdtype(image.dtype, jnp.integer)
@@ -270,15 +279,6 @@ def _interpolate(scheme: Scheme, image: Array, rows: Axis, columns: Axis) -> Arr
         return _lerp(pixels, columns.fraction[..., None, :, None], finite)
 
     return _lerp([across(row) for row in _read(scheme.window[0], rows)], rows.fraction[..., :, None, None], finite)
-
-
-def _from_first(axis: Axis) -> Axis:
-    """The same, with fractions in [0, 1): of a sample on a pixel, that is the first, and no other has to be read."""
-    index, fraction = Light(axis.index), Light(axis.fraction)
-    on_second = fraction == 1
-    return axis._replace(
-        index=(index + on_second.astype(jnp.int32)).array, fraction=where(on_second, 0, fraction).array
-    )
 
 
 def _read(window: int, axis: Axis) -> list[Array]:

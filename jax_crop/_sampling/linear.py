@@ -49,20 +49,18 @@ class Operands(NamedTuple):
         crops: ``[G, N, h, w, C]``.
         images: ``[G, B, H, W, C]`` each.
         terms: for each term, the fractions of rows and of columns, ``[G, N, n]``.
-        samples: all else of the samples.
-        fill: ``[G, C]``, of values that have one.
+        samples: all else of the samples; of those of values alone, the fill.
     """
 
     crops: Any
     images: Any
     terms: tuple[Fractions, ...]
     samples: Samples
-    fill: Any = None
 
 
-def values(scheme: Scheme, images: Sequence[Array], samples: Samples, fill: Array | None) -> Array:
+def values(scheme: Scheme, images: Sequence[Array], samples: Samples) -> Array:
     """As `gather.values`."""
-    return _crops("values", scheme, images, [Term(samples)], fill)
+    return _crops("values", scheme, images, [Term(samples)])
 
 
 def crops(scheme: Scheme, images: Sequence[Array], terms: Sequence[Term]) -> Array:
@@ -70,15 +68,13 @@ def crops(scheme: Scheme, images: Sequence[Array], terms: Sequence[Term]) -> Arr
     return _crops("crops", scheme, images, terms)
 
 
-def _crops(
-    result: str, scheme: Scheme, images: Sequence[Array], terms: Sequence[Term], fill: Array | None = None
-) -> Array:
+def _crops(result: str, scheme: Scheme, images: Sequence[Array], terms: Sequence[Term]) -> Array:
     samples = terms[0].samples
     rest = samples.with_fractions(None, None)
     fractions = tuple((term.samples.rows.fraction, term.samples.columns.fraction) for term in terms)
     shapes = tuple(image.shape[1:4] for image in images)
     sum_ = Sum(result, scheme, tuple(term.orders for term in terms), shapes)
-    return _bind(sum_, Operands(None, tuple(images), fractions, rest, fill))[0]
+    return _bind(sum_, Operands(None, tuple(images), fractions, rest))[0]
 
 
 def _run(program: Any, sum_: Sum, operands: Operands) -> Arrays:
@@ -89,7 +85,7 @@ def _run(program: Any, sum_: Sum, operands: Operands) -> Arrays:
         for (row, column), orders in zip(operands.terms, sum_.orders, strict=True)
     ]
     if sum_.result == "values":
-        return [program.values(scheme, operands.images, terms[0].samples, operands.fill)]
+        return [program.values(scheme, operands.images, terms[0].samples)]
     if sum_.result == "crops":
         return [program.crops(scheme, operands.images, terms).astype(scheme.dtype)]
     if sum_.result == "images":
@@ -117,9 +113,9 @@ def _programs(_sum: Sum, _at: Operands, devices: int | None) -> dict[str, Callab
 def _jvp(sum_: Sum, at: Operands, dots: Operands) -> Sequence[Arrays]:
     by_operand: list[Arrays] = []
     if sum_.result == "values":
-        if moves(dots.fill):
-            by_operand.append([gather.fill_tangent(sum_.scheme.dtype, dense(dots.fill), at.samples)])
-        sum_, at = sum_._replace(result="crops"), at._replace(fill=None)
+        if moves(dots.samples.fill):
+            by_operand.append([gather.fill_tangent(sum_.scheme.dtype, dense(dots.samples.fill), at.samples)])
+        sum_, at = sum_._replace(result="crops"), at._replace(samples=at.samples._replace(fill=None))
     if moves(dots.crops):
         by_operand.append(_bind(sum_, at._replace(crops=dense(dots.crops))))
     if moves(dots.images):
@@ -192,5 +188,5 @@ def _zeros(like: Array, sum_: Sum) -> Array:
 
 
 _bind = linear_primitive(
-    "jax_crop_sum", types=_types, programs=_programs, jvp=_jvp, cotangents=_cotangents, of_groups=("images", "fill")
+    "jax_crop_sum", types=_types, programs=_programs, jvp=_jvp, cotangents=_cotangents, images="images"
 )

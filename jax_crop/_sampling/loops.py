@@ -23,10 +23,10 @@ from jax_crop._sampling.steps import at, loop, only, put, restored, stored, summ
 from jax_crop._sampling.tables import Samples, Scheme, Taps, Term, flat, items_of_all, total
 
 
-def values(scheme: Scheme, images: Sequence[Array], samples: Samples, fill: Array | None = None) -> Array:
+def values(scheme: Scheme, images: Sequence[Array], samples: Samples) -> Array:
     """As `gather.values`, to the bit; that uses all cores, where it holds no image. Where it does, there is no fill."""
     if not gather_holds(scheme, images):
-        return gather.values(scheme, images, samples, fill)
+        return gather.values(scheme, images, samples)
     return _crops(scheme, images, [Term(samples)], _interpolated)
 
 

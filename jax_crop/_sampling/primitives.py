@@ -29,7 +29,7 @@ def linear_primitive(
     programs: Callable[[Any, Any, int | None], dict[str, Callable[[Any, Any], Arrays]]],
     jvp: Callable[[Any, Any, Any], Sequence[Arrays]],
     cotangents: Callable[[Any, Any, Arrays], Any],
-    of_groups: Sequence[str],
+    images: str,
 ) -> Bind:
     """A function of description and operands to results, which a primitive applies.
 
@@ -41,7 +41,7 @@ def linear_primitive(
         jvp: of description, operands and tangents to parts of which the results' tangents are the sums.
         cotangents: of description, operands and the results' cotangents to the operands with their cotangents in the
             places of those that are asked for.
-        of_groups: the operands ``[G, ...]``, and the names of results that are such; all others are ``[G, N, ...]``.
+        images: the operand ``[G, ...]``, also the name of the result that is such; all others are ``[G, N, ...]``.
     """
     primitive = Primitive(name)
     primitive.multiple_results = True
@@ -89,17 +89,16 @@ def linear_primitive(
         ]
 
     def batch(leaves: Arrays, axes: Sequence[Any], *, what: Any, tree: Any) -> tuple[Arrays, Sequence[int]]:
-        numbered = jax.tree.unflatten(tree, range(len(leaves)))
-        in_groups = jax.tree.leaves([getattr(numbered, name) for name in of_groups])
-        of_boxes = [k for k in range(len(leaves)) if k not in in_groups]
+        of_groups = jax.tree.leaves(getattr(jax.tree.unflatten(tree, range(len(leaves))), images))
+        of_boxes = [k for k in range(len(leaves)) if k not in of_groups]
 
         def program(groups: Arrays, boxes: Arrays) -> Arrays:
-            by_place = dict(zip([*in_groups, *of_boxes], [*groups, *boxes], strict=True))
+            by_place = dict(zip([*of_groups, *of_boxes], [*groups, *boxes], strict=True))
             return bind(what, jax.tree.unflatten(tree, [by_place[k] for k in range(len(leaves))]))
 
         size = next(x.shape[axis] for x, axis in zip(leaves, axes, strict=True) if axis is not None)
-        groups, boxes = (([leaves[k] for k in places], [axes[k] for k in places]) for places in (in_groups, of_boxes))
-        results, axis = joined(program, size, groups, boxes, gives_groups=what.result in of_groups)
+        groups, boxes = (([leaves[k] for k in places], [axes[k] for k in places]) for places in (of_groups, of_boxes))
+        results, axis = joined(program, size, groups, boxes, gives_groups=what.result == images)
         # First, as those of `lax.platform_dependent` are: a rule has to map the axis that its function does.
         return [jnp.moveaxis(result, axis, 0) for result in results], [0 for _ in results]
 

@@ -34,12 +34,11 @@ _dot = functools.partial(lax.dot_general, precision=lax.Precision.HIGHEST)
 _einsum = functools.partial(jnp.einsum, precision=lax.Precision.HIGHEST)
 
 
-def values(
-    scheme: Scheme, images: Sequence[Array], samples: Samples, fill: Array | None = None, *, devices: int | None = 1
-) -> Array:
+def values(scheme: Scheme, images: Sequence[Array], samples: Samples, *, devices: int | None = 1) -> Array:
     """As `gather.values` to the precision of float32. For `devices` see `_Layout.of`."""
-    plans = [_plan(scheme, level, image.shape, [Term(samples)], devices) for level, image in enumerate(images)]
-    return filled(_crops(plans, images, guarded=True).astype(scheme.dtype), samples, fill)
+    terms = [Term(samples._replace(fill=None))]
+    plans = [_plan(scheme, level, image.shape, terms, devices) for level, image in enumerate(images)]
+    return filled(_crops(plans, images, guarded=True).astype(scheme.dtype), samples)
 
 
 def crops(scheme: Scheme, images: Sequence[Array], terms: Sequence[Term], *, devices: int | None = 1) -> Array:
@@ -61,10 +60,10 @@ def _crops(plans: Sequence["_Plan"], images: Sequence[Array], *, guarded: bool =
     return total(map(of_level, plans, images))
 
 
-def values_of_kernel(kernel: Kernel, dtype: Any, of_groups: tuple[Array, Array], samples: Samples) -> Array:
-    """Crops ``[G, N, h, w, C]`` in a dtype by an interpolation kernel, of images and fills ``[G, C]``."""
-    image, fill = of_groups
-    return filled(crops_of_kernel(kernel, image, samples, float_of(dtype), guarded=True), samples, fill).astype(dtype)
+def values_of_kernel(kernel: Kernel, dtype: Any, image: Array, samples: Samples) -> Array:
+    """Crops ``[G, N, h, w, C]`` in a dtype by an interpolation kernel."""
+    crops = crops_of_kernel(kernel, image, samples._replace(fill=None), float_of(dtype), guarded=True)
+    return filled(crops, samples).astype(dtype)
 
 
 def crops_of_kernel(kernel: Kernel, image: Array, samples: Samples, dtype: Any, *, guarded: bool = False) -> Array:

@@ -57,6 +57,7 @@ class Samples(NamedTuple):
         item: ``[G, N]``, which image of its group that is.
         level: ``[G, N]``, which of several maps that is in; None if there is one.
         share: ``[G, N]``, what each of several samples of an output pixel counts; None if it has one.
+        fill: ``[G, N, C]``, the value of a sample outside; None for 0, as where several are averaged.
     """
 
     rows: Axis
@@ -64,6 +65,7 @@ class Samples(NamedTuple):
     item: Array
     level: Array | None
     share: Array | None
+    fill: Array | None = None
 
     def with_fractions(self, rows: Any, columns: Any) -> "Samples":
         """The samples at other fractions, or moved so far."""
@@ -82,12 +84,12 @@ def inside(rows: Array, columns: Array) -> Array:
     return (Light(rows[..., :, None, None]) & columns[..., None, :, None]).array
 
 
-def filled(crops: Array, samples: Samples, fill: Array | None) -> Array:
-    """Crops ``[G, N, h, w, C]`` with the fill ``[G, C]``, if there is one, where samples are outside."""
-    if fill is None:
+def filled(crops: Array, samples: Samples) -> Array:
+    """Crops ``[..., N, h, w, C]`` with the fill, if there is one, where samples are outside."""
+    if samples.fill is None:
         return crops
     counts = inside(samples.rows.inside, samples.columns.inside)
-    return where(counts, crops, fill.astype(crops.dtype)[:, None, None, None]).array
+    return where(counts, crops, samples.fill.astype(crops.dtype)[..., None, None, :]).array
 
 
 def flat(table: Array) -> Array:
@@ -228,15 +230,15 @@ def closed_under_vmap(program: Callable[..., Array]) -> Callable[..., Array]:
         def axes(mapped: Any) -> list[int | None]:
             return [0 if is_mapped else None for is_mapped in jax.tree.leaves(mapped)]
 
-        tree = jax.tree.structure(samples)
+        trees = jax.tree.structure(images), jax.tree.structure(samples)
 
-        def of_lists(images: Sequence[Array], samples: Sequence[Array]) -> list[Array]:
-            return [closed_under_vmap(program)(tuple(images), jax.tree.unflatten(tree, samples))]
+        def of_lists(*leaves: Sequence[Array]) -> list[Array]:
+            return [closed_under_vmap(program)(*map(jax.tree.unflatten, trees, leaves))]
 
         (crops,), axis = joined(
             of_lists,
             size,
-            (images, axes(images_mapped)),
+            (jax.tree.leaves(images), axes(images_mapped)),
             (jax.tree.leaves(samples), axes(samples_mapped)),
             gives_groups=False,
         )

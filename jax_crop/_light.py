@@ -53,7 +53,7 @@ class Light:
     __eq__, __ne__ = _operator(lax.eq), _operator(lax.ne)  # type: ignore[assignment]
 
 
-absolute, floor, is_finite = _operator(lax.abs), _operator(lax.floor), _operator(lax.is_finite)
+absolute, is_finite = _operator(lax.abs), _operator(lax.is_finite)
 maximum, minimum = _operator(lax.max), _operator(lax.min)
 rounded = _operator(functools.partial(lax.round, rounding_method=lax.RoundingMethod.TO_NEAREST_EVEN))
 clip = _operator(lambda values, least, most: lax.clamp(least, values, most))

@@ -80,7 +80,7 @@ class Operands(NamedTuple):
         image: ``[G, B, H, W, C]``.
         moves: how far fractions and scales move.
         moving: these themselves.
-        rest: all else of the samples; of those of values alone, the fill.
+        rest: all else of the samples; with a fill for values alone.
     """
 
     crops: Any

@@ -8,6 +8,9 @@ So its derivative by the image is the same sum with another image, and its deriv
 other weights (`Term`); and their transposes are the derivatives of ``sum(crops * cotangent)`` by the image, and by the
 weights. These three sums transpose and differentiate into each other, so that three programs for each platform serve
 all orders. JAX's own transpose of a gather would be right, too, and is slow or large wherever it is not native.
+
+The crops that these are derivatives of are one more result, for the rule of `sample`: linear in nothing, but derived as
+the sum of weighted pixels is.
 """
 
 import functools
@@ -49,7 +52,7 @@ class Operands(NamedTuple):
         crops: ``[G, N, h, w, C]``.
         images: ``[G, B, H, W, C]`` each.
         terms: for each term, the fractions of rows and of columns, ``[G, N, n]``.
-        samples: all else of the samples; of those of values alone, the fill.
+        samples: all else of the samples; with a fill for values alone.
     """
 
     crops: Any

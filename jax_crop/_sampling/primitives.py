@@ -1,7 +1,8 @@
-"""Linear operations of the canonical form, as primitives of JAX whose derivatives and transposes are such operations.
+"""Linear operations of the canonical form, and the crops that they derive, as primitives of JAX.
 
-What a primitive applies is said by two things: a static description of it, which a module defines for its primitive,
-and a tree of operands, of which those that an operation does not take, as its own result, are None.
+Derivatives of all are such operations, and so are transposes. What a primitive applies is said by two things: a static
+description of it, which a module defines for its primitive, and a tree of operands, of which those that an operation
+does not take, as its own result, are None.
 """
 
 import functools

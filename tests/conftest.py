@@ -58,6 +58,10 @@ def pytest_collection_modifyitems(config, items):
         items[:] = [item for item in items if item not in others]
 
 
+def pytest_sessionstart():
+    garbage.search_nothing()  # of all that is imported now
+
+
 def pytest_collection_finish():
     garbage.search_less()
 

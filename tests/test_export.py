@@ -49,7 +49,6 @@ COARSER = ((BATCH, 8, 10, 3), jnp.float32)
 WITH_INDICES = shapes(IMAGES, ((COUNT, 4), jnp.float32), ((COUNT,), jnp.int32))
 OF_EACH = ((BATCH, COUNT, 4), jnp.float32)
 CASES = {
-    "with_indices": (crop, WITH_INDICES),
     "one_image": (crop, shapes(((16, 20, 3), jnp.float32), ((COUNT, 4), jnp.float32))),
     "boxes_for_each": (crop, shapes(IMAGES, OF_EACH)),
     "any_channels": (
@@ -119,7 +118,7 @@ def test_a_saved_program_can_be_differentiated():
 
 
 def test_a_fresh_process_gives_the_same_pixels(tmp_path):
-    function, arguments = CASES["with_indices"]
+    function, arguments = crop, WITH_INDICES
     values = list(examples(arguments, batch=2, count=6))
     (tmp_path / "program").write_bytes(export.export(jax.jit(function), platforms=PLATFORMS)(*arguments).serialize())
     np.savez(tmp_path / "values.npz", *values)

@@ -45,11 +45,6 @@ def compiled(size, n, lattice):
     return jax.jit(functools.partial(pixels_and_fractions, size=size, n=n, lattice=lattice))
 
 
-def eager(start, stop, size, n, lattice):
-    with jax.disable_jit():
-        return pixels_and_fractions(jnp.asarray(start), jnp.asarray(stop), size, n, lattice)
-
-
 def vmap(start, stop, size, n, lattice):
     def of_one(start, stop):
         return [table[0] for table in pixels_and_fractions(start[None], stop[None], size, n, lattice)]
@@ -117,7 +112,7 @@ def test_a_million_decisions(lattice):
 
 @EACH
 @lattices
-@pytest.mark.parametrize("transform", [jit, eager, vmap])
+@pytest.mark.parametrize("transform", [jit, vmap])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_decisions_under_transforms(lattice, transform, dtype):
     with jax_config(jax_enable_x64=dtype is np.float64):

@@ -1,6 +1,7 @@
 """The transposes that a CPU runs as loops: where they are taken, and shapes and programs that are hard to compile."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -60,7 +61,7 @@ def test_loops_equal_the_transpose_of_jax(operation, argument):
     np.testing.assert_allclose(by_loops, by_jax, rtol=0, atol=2e-6 * np.abs(by_jax).max())
 
 
-FEW_PIXELS = pytest.mark.parametrize("size", [(1, 1), (1, 2), (2, 2), (2, 9), (9, 2), (3, 1)], ids=str)
+FEW_PIXELS = [(1, 1), (1, 2), (2, 2), (2, 9), (9, 2), (3, 1)]
 
 
 def assert_gradients(crops_bar, image, boxes, indices):
@@ -70,13 +71,17 @@ def assert_gradients(crops_bar, image, boxes, indices):
     assert_as_reference(found, crops_bar, image, boxes, indices)
 
 
-@pytest.mark.parametrize("channels", [1, 15, 16, 17, 40])
-@FEW_PIXELS
+# Each size with channels as one run of floats and apart; then those that no vector holds.
+@pytest.mark.parametrize(
+    ("size", "channels"),
+    [*itertools.product(FEW_PIXELS, (1, 16)), *zip(FEW_PIXELS, (15, 17, 40) * 2, strict=True)],
+    ids=str,
+)
 def test_images_of_a_few_pixels(size, channels):
     assert_gradients(*random_case(size, (3, 2), channels=channels, boxes=8))
 
 
-@FEW_PIXELS
+@pytest.mark.parametrize("size", FEW_PIXELS, ids=str)
 def test_one_sample_of_one_box(size):
     crops_bar, image, boxes, _ = random_case(size, (1, 1), batch=1, boxes=1)
     assert_gradients(crops_bar, image, boxes, np.zeros(1, int))

@@ -161,7 +161,7 @@ def torch_resize(image, size):
     return resized[0].numpy().transpose(1, 2, 0)
 
 
-@jax.jit
+@functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 def jax_resize_to_all_heights(image):
     """``[n - 1, a]``: row ``a`` of the image resized to ``n`` rows, as by `jax.image.resize` with a traced scale."""
 

@@ -124,12 +124,19 @@ def test_sums_are_derivatives_of_each_other(case):
     arguments = image, samples.rows.fraction, samples.columns.fraction
     dots = jax.tree.map(lambda x: jnp.asarray(np.random.default_rng(3).standard_normal(x.shape, np.float32)), arguments)
 
-    def derivatives(sum_of_terms):
-        of = functools.partial(number, sum_of_terms)
-        gradient = jax.grad(of, (0, 1, 2))
-        second = jax.grad(lambda *at: sum(jnp.vdot(g, d) for g, d in zip(gradient(*at), dots, strict=True)), (0, 1, 2))
-        return jax.jit(lambda: (gradient(*arguments), jax.jvp(gradient, arguments, dots)[1], second(*arguments)))()
+    def gradient(sum_of_terms):
+        return jax.grad(functools.partial(number, sum_of_terms), (0, 1, 2))
 
-    found, expected = derivatives(linear.crops), derivatives(gather.crops)
+    def along(sum_of_terms):
+        return jax.jvp(gradient(sum_of_terms), arguments, dots)
+
+    def reverse_over_reverse(sum_of_terms):
+        of = gradient(sum_of_terms)
+        slope = lambda *at: sum(jnp.vdot(g, d) for g, d in zip(of(*at), dots, strict=True))  # noqa: E731
+        return jax.grad(slope, (0, 1, 2))(*arguments)
+
+    found = jax.jit(lambda: (*along(linear.crops), reverse_over_reverse(linear.crops)))()
+    first, second = jax.jit(lambda: along(gather.crops))()
+    expected = first, second, second  # which is symmetric
     for f, e in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(f, e, rtol=0, atol=3e-5 * max(float(jnp.abs(e).max()), 1e-3))

@@ -466,37 +466,52 @@ def test_gradients_in_a_pyramid(placed):
         assert_close(boxes_bar[on_level], expected, 2e-5)
 
 
-@PLACES
-def test_derivatives_where_a_level_is_one_row_or_column(placed):
-    """Its neighbours in a stack of all levels are no part of it. Some samples are exactly on its only pixel."""
+NARROW = {"output_size": (3, 3), "sampling_ratio": 1}
+NARROW_LEVELS = {"canonical_level": 1, "canonical_size": 4.0}
+
+
+def narrow_pyramid():
+    """Maps, boxes and indices, and how far the first two move. Some samples are exactly on a level's only pixel."""
     rng = np.random.default_rng(0)
     maps = [rng.standard_normal((2, *size, 3), dtype=np.float32) for size in ((9, 3), (4, 1), (1, 2), (1, 1))]
     starts, sides = rng.uniform(-2, 4, (80, 2)), np.exp(rng.uniform(0, np.log(40), (80, 2)))
     boxes = np.concatenate([starts, starts + sides], axis=1).astype(np.float32)
     boxes[:3] = [[0.3, -1.5, 5.3, 3.5], [-2.5, 0.3, 6.5, 9.3], [-4, -4, 12, 12]]
-    indices, arguments = rng.integers(-1, 2, 80), placed((maps, boxes))
+    indices = rng.integers(-1, 2, 80)
     indices[:3] = 0, 1, 1
-    tangents = jax.tree.map(lambda x: rng.standard_normal(x.shape, dtype=np.float32), arguments)
-    canonical, sampling = {"canonical_level": 1, "canonical_size": 4.0}, {"output_size": (3, 3), "sampling_ratio": 1}
+    return (maps, boxes), indices, jax.tree.map(lambda x: rng.standard_normal(x.shape, np.float32), (maps, boxes))
 
-    def of_pyramid(maps, boxes):
-        strides = 1, 2, 4, 8
-        return jax_crop.multilevel_roi_align(maps, boxes, indices, strides=strides, **sampling, **canonical)
 
-    def of_levels(maps, boxes):
-        level = jax_crop.boxes.assign_levels(boxes, 0, 3, **canonical)
+@functools.partial(jax.jit, static_argnums=0)
+def values_and_derivatives(pool, arguments, indices, tangents):
+    pooled, pooled_dot = jax.jvp(lambda *at: pool(*at, indices), arguments, tangents)
+    return pooled, pooled_dot, jax.vjp(lambda *at: pool(*at, indices), *arguments)[1](pooled)
+
+
+@functools.cache
+def of_each_narrow_level():
+    def pool(maps, boxes, indices):
+        level = jax_crop.boxes.assign_levels(boxes, 0, 3, **NARROW_LEVELS)
         on_level = [jnp.where(level == i, indices, -1) for i in range(4)]
         return sum(
-            jax_crop.roi_align(m, boxes, on_level[i], spatial_scale=0.5**i, **sampling) for i, m in enumerate(maps)
+            jax_crop.roi_align(m, boxes, on_level[i], spatial_scale=0.5**i, **NARROW) for i, m in enumerate(maps)
         )
 
-    def derivatives(function):
-        pooled, pooled_dot = jax.jvp(function, arguments, tangents)
-        return pooled, pooled_dot, jax.vjp(function, *arguments)[1](pooled)
+    return values_and_derivatives(pool, *narrow_pyramid())
 
-    found, expected = (jax.jit(derivatives, static_argnums=0)(function) for function in (of_pyramid, of_levels))
+
+@PLACES
+def test_derivatives_where_a_level_is_one_row_or_column(placed):
+    """Its neighbours in a stack of all levels are no part of it."""
+
+    def pool(maps, boxes, indices):
+        strides = 1, 2, 4, 8
+        return jax_crop.multilevel_roi_align(maps, boxes, indices, strides=strides, **NARROW, **NARROW_LEVELS)
+
+    arguments, indices, tangents = narrow_pyramid()
+    found, expected = values_and_derivatives(pool, placed(arguments), indices, tangents), of_each_narrow_level()
     assert all(np.any(bar) for bar in expected[2][0])
-    chex.assert_trees_all_close(found, expected, rtol=0, atol=2e-6)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=0, atol=2e-6), found, expected)
 
 
 def test_call_forms_of_a_pyramid_agree():

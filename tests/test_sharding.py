@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 import jax_crop
 from jax_crop import _forms
-from tests.conftest import PAIRS, jax_config
+from tests.conftest import EACH, PAIRS, jax_config
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.standard_normal((8, 16, 20, 16), dtype=np.float32)
@@ -207,6 +207,7 @@ def on_mesh(mesh, function, *specs):
         )
 
 
+@EACH  # operations and gradients go the same way
 @OPERATIONS
 @pytest.mark.parametrize("argument", [0, 1], ids=["image_gradient", "box_gradient"])
 def test_meshes_of_two_kinds(operation, argument):

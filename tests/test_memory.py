@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks import memory
 from benchmarks.cases import Case
-from benchmarks.forms import BATCH, BOXES, FORWARD, HVP
+from benchmarks.forms import BATCH, BOXES, FORWARD, HVP, JVP_BOXES
 from benchmarks.peers import ours
 from jax_crop import crop_and_resize
 
@@ -59,10 +59,19 @@ def test_another_image_is_found(dtype):
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-@pytest.mark.parametrize("operation", [FORWARD, BOXES])
-def test_16_bits_are_read_as_they_are(operation, dtype):
-    case = LARGE._replace(dtype=dtype, method="antialiased")
+@pytest.mark.parametrize("operation", [FORWARD, JVP_BOXES, BOXES])
+@pytest.mark.parametrize("how", [{"method": "antialiased"}, {"strides": (4,)}], ids=["antialiased", "ROIAlign"])
+def test_16_bits_are_read_as_they_are(how, operation, dtype):
+    case = LARGE._replace(dtype=dtype, **how)
     assert_within_bounds(functools.partial(ours, case), case, operation)
+
+
+def test_bfloat16_crops_of_several_samples_are_gathered():
+    """By all cores, and each written once."""
+    case = Case(((4, 16, 16, 16),), 1024, (28, 28), "bfloat16", strides=(4,))
+    program = memory.compile_program(functools.partial(ours, case), case, FORWARD)
+    assert "xla_cpu_small_call" not in program.as_text()
+    assert memory.largest_buffer(program) == case.crops_bytes
 
 
 def test_crops_of_several_calls_are_not_copied():

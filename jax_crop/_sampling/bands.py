@@ -18,9 +18,10 @@ from jax_crop._calls import small, to_be_written
 from jax_crop._geometry import Axis
 from jax_crop._kernels import Kernel, on_last
 from jax_crop._sampling import jets
+from jax_crop._sampling.bits import restored, stored
 from jax_crop._sampling.jets import Jet
 from jax_crop._sampling.meshes import vary_as, zeros
-from jax_crop._sampling.steps import at, floats, loop, only, put, restored, stored, summed, take
+from jax_crop._sampling.steps import at, floats, loop, only, put, summed, take
 from jax_crop._sampling.tables import Samples, flat, float_of, items_of_all
 
 # How many floats of a row of pixels are summed at once, and of a column of samples: these stay in the nearest cache.

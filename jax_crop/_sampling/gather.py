@@ -8,6 +8,7 @@ Programs are written for one group (`tables`): images ``[B, H, W, C]``, tables `
 
 import functools
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ from jax.typing import ArrayLike
 from jax_crop._calls import in_memory, in_one_loop
 from jax_crop._geometry import Axis
 from jax_crop._light import Light, where
+from jax_crop._sampling.bits import converted, stored
 from jax_crop._sampling.meshes import zeros
 from jax_crop._sampling.tables import Samples, Scheme, Taps, Term, each_group, inside, taps, total
 
@@ -67,7 +69,7 @@ def _crops(scheme: Scheme, orders: Any, images: Sequence[Array], of_terms: Seque
         )
         parts = []
         for k, m in itertools.product(range(scheme.window[0]), range(scheme.window[1])):
-            pixels = _pixels(image, rows[0].index + k, columns[0].index + m).astype(scheme.compute)
+            pixels = _pixels(scheme, image, k, rows[0].index + k, columns[0].index + m)
             weight = weights[k, m]
             parts.append(jnp.where(weight == 0, 0, pixels * weight))  # what has no weight has no influence
         return jnp.where(inside(rows[0].inside, columns[0].inside), total(parts), 0)
@@ -143,7 +145,7 @@ def _weights_of(
     def sums(rows: Taps, columns: Taps) -> tuple[Array, Array]:
         counts = inside(rows.inside, columns.inside)
         pixels = [
-            [_pixels(image, rows.first + k, columns.first + m).astype(scheme.compute) for m in range(last_column + 1)]
+            [_pixels(scheme, image, k, rows.first + k, columns.first + m) for m in range(last_column + 1)]
             for k in range(last_row + 1)
         ]
         by_rows = _weighed(
@@ -232,10 +234,15 @@ def _sum_of_samples(
     return total if share is None else total * share[..., None, None, None]
 
 
+def is_unrolled(scheme: Scheme) -> bool:
+    """Whether samples of a bin are read by one pass, not in a loop."""
+    return math.prod(scheme.samples) <= _UNROLLED
+
+
 def _over_samples(scheme: Scheme, step: Callable[[Any, Any, Any], Any], carry: Any, first: int = 0) -> Any:
     """``step(i, j, carry)`` for every sample of a bin, or from one of them on."""
     down, across = scheme.samples
-    if down * across <= _UNROLLED:
+    if is_unrolled(scheme):
         for k in range(first, down * across):
             carry = step(*divmod(k, across), carry)
         return carry
@@ -274,11 +281,12 @@ def _interpolate(scheme: Scheme, image: Array, rows: Axis, columns: Axis) -> Arr
     """The surface at each sample, ``[N, h, w, C]``, or ``[h, w, C]`` of one box."""
     finite = jnp.issubdtype(image.dtype, jnp.integer)
 
-    def across(row: Array) -> Array:
-        pixels = [_pixels(image, row, column).astype(scheme.compute) for column in _read(scheme.window[1], columns)]
+    def across(k: int, row: Array) -> Array:
+        pixels = [_pixels(scheme, image, k, row, column) for column in _read(scheme.window[1], columns)]
         return _lerp(pixels, columns.fraction[..., None, :, None], finite)
 
-    return _lerp([across(row) for row in _read(scheme.window[0], rows)], rows.fraction[..., :, None, None], finite)
+    in_rows = [across(k, row) for k, row in enumerate(_read(scheme.window[0], rows))]
+    return _lerp(in_rows, rows.fraction[..., :, None, None], finite)
 
 
 def _read(window: int, axis: Axis) -> list[Array]:
@@ -296,9 +304,14 @@ def _lerp(values: list[Array], weight: Array, finite: bool) -> Array:
     return (between if finite else where(Light(weight) == 0, left, between)).array
 
 
-def _pixels(image: Array, rows: Array, columns: Array) -> Array:
-    """The pixels at each of ``[N, h]`` rows and ``[N, w]`` columns: ``[N, h, w, C]``."""
-    height, width, channels = image.shape
+def _pixels(scheme: Scheme, image: Array, k: int, rows: Array, columns: Array) -> Array:
+    """The pixels at each of ``[N, h]`` rows, those k of windows, and ``[N, w]`` columns: ``[N, h, w, C]``.
+
+    Of bfloat16, the first and the second row of windows are read as other integers (`bits`): XLA on CPUs fuses what is
+    read at up to 15 places (`xla/service/fusion_node_indexing_evaluation.cc`); four samples read 16 pixels.
+    """
+    dtype, (height, width, channels) = image.dtype, image.shape
+    image = stored(image, (jnp.uint16, jnp.int16)[k])
     rows, columns = lax.expand_dims(rows, (rows.ndim,)), lax.expand_dims(columns, (columns.ndim - 1,))
     if isinstance(height * width, int) and height * width < 2**31:
         # One address each: pairs for images of one channel XLA would form in memory.
@@ -307,10 +320,11 @@ def _pixels(image: Array, rows: Array, columns: Array) -> Array:
     else:  # which an address might overflow
         indices = jnp.stack(jnp.broadcast_arrays(rows, columns), axis=-1)
     axes = tuple(range(indices.shape[-1]))
-    return lax.gather(
+    pixels = lax.gather(
         image,
         indices,
         lax.GatherDimensionNumbers(offset_dims=(indices.ndim - 1,), collapsed_slice_dims=axes, start_index_map=axes),
         slice_sizes=(*[1] * len(axes), channels),
         mode=lax.GatherScatterMode.PROMISE_IN_BOUNDS,
     )
+    return converted(pixels, dtype, scheme.compute)

@@ -18,8 +18,9 @@ from jax import Array, lax
 
 from jax_crop._calls import small
 from jax_crop._sampling import gather
+from jax_crop._sampling.bits import restored, stored
 from jax_crop._sampling.meshes import zeros
-from jax_crop._sampling.steps import at, loop, only, put, restored, stored, summed, take
+from jax_crop._sampling.steps import at, floats, loop, only, put, summed, take
 from jax_crop._sampling.tables import Samples, Scheme, Taps, Term, flat, items_of_all, total
 
 
@@ -38,8 +39,8 @@ def crops(scheme: Scheme, images: Sequence[Array], terms: Sequence[Term]) -> Arr
 
 
 def gather_holds(scheme: Scheme, images: Sequence[Array]) -> bool:
-    """Whether XLA on CPUs would hold images for a gather: stacked, or bfloat16 in float32 for several samples."""
-    return len(images) > 1 or (scheme.samples != (1, 1) and images[0].dtype == jnp.bfloat16)
+    """Whether XLA on CPUs would hold images for a gather: stacked, or bfloat16 that a loop over samples reads."""
+    return len(images) > 1 or (images[0].dtype == jnp.bfloat16 and not gather.is_unrolled(scheme))
 
 
 def _crops(scheme: Scheme, images: Sequence[Array], terms: Sequence[Term], pixel_sum: Callable[..., Array]) -> Array:
@@ -128,7 +129,7 @@ def _with_crops(
                     row, column = at(rows.places, n, y), at(columns.places, n, x)
                     row_weights = [at(rows.weights, n, y) for rows, _ in terms]
                     column_weights = [at(columns.weights, n, x) for _, columns in terms]
-                    pixels = take(image, _start(row, column, image), window).astype(total.dtype)
+                    pixels = floats(image, _start(row, column, image), window, total.dtype)
                     return total + only(_inside(row, column), pixel_sum(pixels, row_weights, column_weights))
 
                 total = loop(down * across, add_sample, zeros((channels,), share.dtype, crops, image, terms))
@@ -223,7 +224,7 @@ def _weights(crops: Array, image: Array, rows: Taps, columns: Taps) -> tuple[Arr
                 row_sum, column_sums = sums
                 column, value = at((own_columns, crop), j)
                 start = _start(row.places, column.places, image)
-                pixels = take(image, start, _merged(window)).astype(value.dtype).reshape(window)
+                pixels = floats(image, start, _merged(window), value.dtype).reshape(window)
                 by_row = _weighed_sum([pixels[-1, k] - pixels[0, k] for k in range(window[1])], column.weights)
                 by_column = _weighed_sum([pixels[k, -1] - pixels[k, 0] for k in range(window[0])], row.weights)
                 inside = _inside(row.places, column.places)
@@ -320,14 +321,15 @@ def _inside(row: Array, column: Array) -> Array:
 def _sample(crops: Array, n: Array, i: Array, j: Array, rows: _Table, columns: _Table) -> Array:
     """The cotangent ``[C]`` of a sample, which is that of its bin."""
     down, across = rows.places.shape[1] // crops.shape[1], columns.places.shape[1] // crops.shape[2]
-    return at(crops, n, _split(i, down)[0], _split(j, across)[0]).astype(rows.weights.dtype)
+    start = n, _split(i, down)[0], _split(j, across)[0], 0
+    return floats(crops, start, (1, 1, 1, crops.shape[3]), rows.weights.dtype).reshape(-1)
 
 
 def _row_of_samples(crops: Array, n: Array, i: Array, rows: _Table, columns: _Table) -> Array:
     """Those of a row, ``[w * samples, C]``: one run of floats, which is faster where channels are few."""
     _, height, width, channels = crops.shape
     down, across = rows.places.shape[1] // height, columns.places.shape[1] // width
-    of_bins = at(crops, n, _split(i, down)[0]).astype(rows.weights.dtype)
+    of_bins = floats(crops, (n, _split(i, down)[0], 0, 0), (1, 1, *crops.shape[2:]), rows.weights.dtype)[0, 0]
     return jnp.broadcast_to(of_bins[:, None], (width, across, channels)).reshape(-1, channels)
 
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jax_crop._calls import call
+from jax_crop._sampling.bits import converted, stored
 
 
 def at(arrays: Any, *indices: int | Array) -> Any:
@@ -60,26 +61,17 @@ def summed(values: Array) -> Array:
 def floats(array: Array, start: tuple[Any, ...], shape: tuple[int, ...], dtype: Any) -> Array:
     """A part of an array, as `take` gives it, in another dtype.
 
-    Of bfloat16, XLA converts the whole array before it takes the part, and moves the conversion out of loops. It moves
-    nothing out of a call, and fuses both there. But it counts all of the conversion as the call's work, and splits that
-    over threads, which small programs cannot use: unless the call writes in place. So the part is put into an array
-    that is larger. Seen with jaxlib 0.7.2 to 0.12.0.1.
+    bfloat16 is read as integers (`bits`). XLA would move all of that out of loops, but it moves nothing out of a call,
+    and reads no more than the part there. Yet it counts the whole array as the call's work, and splits that over
+    threads, which small programs cannot use: unless the call writes in place. So the part is put into an array that is
+    larger. Seen with jaxlib 0.7.2 to 0.12.0.1.
     """
     if array.dtype != jnp.bfloat16:
         return take(array, start, shape).astype(dtype)
 
     def put_part(array: Array, room: Array, *start: Array) -> Array:
-        return put(room, take(array, start, shape).astype(dtype), (0,) * len(shape))
+        part = converted(take(stored(array), start, shape), array.dtype, dtype)
+        return put(room, part, (0,) * len(shape))
 
     room = jnp.zeros((*shape[:-1], shape[-1] + 1), dtype)
     return call(put_part, array, room, *map(jnp.int32, start))[..., :-1]
-
-
-def stored(array: Array) -> Array:
-    """bfloat16 as integers, or what else there is as it is: XLA would hold all of what a loop writes to in float32."""
-    return lax.bitcast_convert_type(array, jnp.uint16) if array.dtype == jnp.bfloat16 else array
-
-
-def restored(array: Array, dtype: Any) -> Array:
-    """The reverse of `stored`."""
-    return array if array.dtype == dtype else lax.bitcast_convert_type(array, dtype)

@@ -118,8 +118,7 @@ def locate(
     index = minimum(maximum(index, 0), before_last)
     code = index << 1 | moves.astype(jnp.int32)
     code, inside, fraction = in_one_loop(code, inside, fraction.astype(dtype))
-    fraction = Light(in_memory(_moved(fraction, edges, lattice, moves=(code & 1) > 0).array))
-    return _apart(lattices, code >> 1, fraction, inside)
+    return _moving(edges, lattices, code >> 1, fraction, inside, moves=(code & 1) > 0)
 
 
 def nearest(
@@ -151,7 +150,7 @@ def unclamped(
     edges, lattice = _edges(boxes), _joined(lattices)
     index, fraction, _, inside = _place(edges, lattice, dtype)
     index, inside, fraction = in_one_loop(index + 1, inside, fraction.astype(dtype))
-    rows, columns = _apart(lattices, index - 1, _moved(fraction, edges, lattice, inside), inside)
+    rows, columns = _moving(edges, lattices, index - 1, fraction, inside, moves=inside)
 
     scale = jnp.ones_like(edges[..., :1], dtype)
     if antialias:
@@ -162,6 +161,25 @@ def unclamped(
         distance = jnp.abs(edges[..., 1:] - edges[..., :1]) * of_pixels
         scale = jnp.where(distance > 1, distance, scale)
     return rows._replace(scale=scale[0]), columns._replace(scale=scale[1])
+
+
+def _moving(
+    edges: Array, lattices: tuple[Lattice, Lattice], index: Light, fraction: Light, inside: Light, moves: Light
+) -> tuple[Axis, Axis]:
+    """The samples along each axis, of tables of both; fractions have the derivative of the position where it moves.
+
+    Where one axis has fewer samples, to each alone: else the transpose of taking them apart would pad that axis, and
+    XLA on CPUs reads beyond the end of what it pads (seen with jaxlib 0.10.2 and 0.12.0.1, as a segmentation fault).
+    """
+    if len({np.shape(lattice.to_stop)[1] for lattice in lattices}) == 1:
+        moved = in_memory(_moved(fraction, edges, _joined(lattices), moves).array)
+        return _apart(lattices, index, Light(moved), inside)
+    axes = []
+    for i, lattice in enumerate(lattices):
+        *own, own_moves = (table[i, :, : np.shape(lattice.to_stop)[1]] for table in (index, fraction, inside, moves))
+        own[1] = _moved(own[1], edges[i], lattice, own_moves)
+        axes.append(Axis(*(table.array for table in own)))
+    return axes[0], axes[1]
 
 
 def _moved(fraction: Light, edges: Array, lattice: Any, moves: Light) -> Light:

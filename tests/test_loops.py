@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -105,6 +106,24 @@ def test_large_shapes(image, crop_size):
         np.asarray(of_image, np.float64).sum(), 2 * np.prod(crop_size) * image.shape[3], rtol=1e-4
     )
     np.testing.assert_array_equal(of_boxes, np.zeros((2, 4)))
+
+
+@pytest.mark.parametrize(
+    "operation",
+    [
+        crop_and_resize,
+        functools.partial(crop_and_resize, antialias=True),
+        jax_crop.roi_align,
+        functools.partial(jax_crop.roi_align, sampling_ratio=0, max_sampling_ratio=3),
+    ],
+    ids=["crop", "antialiased", "pool", "adaptive"],
+)
+def test_nothing_is_read_beyond_its_end(operation):
+    """XLA on CPUs reads what it pads as far as the result reaches: beyond a box it may end the process."""
+    gradient = jax.grad(lambda *at: jnp.sum(operation(*at, INDICES, (7, 60))), (0, 1))
+    text = jax.jit(gradient).lower(IMAGE, BOXES).compile().as_text()
+    assert all(int(after) <= 3 for after in re.findall(r" pad\(.*padding=\S*?\d+_(\d+)[,\s]", text))
+    assert " pad(" in text
 
 
 @PAIRS

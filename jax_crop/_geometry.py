@@ -4,6 +4,7 @@ A `Lattice` says how samples divide a box and where the image's pixels lie; `loc
 columns are independent, so that tables of shape ``[N, n]`` per axis are all that sampling needs.
 """
 
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -118,7 +119,7 @@ def locate(
     index = minimum(maximum(index, 0), before_last)
     code = index << 1 | moves.astype(jnp.int32)
     code, inside, fraction = in_one_loop(code, inside, fraction.astype(dtype))
-    return _moving(edges, lattices, code >> 1, fraction, inside, moves=(code & 1) > 0)
+    return _moving_axes(edges, lattices, code >> 1, fraction, inside, moves=(code & 1) > 0)
 
 
 def nearest(
@@ -131,7 +132,7 @@ def nearest(
     index, fraction, _, inside = _place(_edges(boxes), lattice, dtype)
     index = minimum(maximum(index, 0), jnp.asarray(_stacked(*size)) - 1)
     index, inside, fraction = in_one_loop(index, inside, fraction.astype(dtype) * 0)
-    return _apart(lattices, index, fraction, inside)
+    return _axes(_apart(lattices, index, fraction, inside))
 
 
 def unclamped(
@@ -150,7 +151,7 @@ def unclamped(
     edges, lattice = _edges(boxes), _joined(lattices)
     index, fraction, _, inside = _place(edges, lattice, dtype)
     index, inside, fraction = in_one_loop(index + 1, inside, fraction.astype(dtype))
-    rows, columns = _moving(edges, lattices, index - 1, fraction, inside, moves=inside)
+    rows, columns = _moving_axes(edges, lattices, index - 1, fraction, inside, moves=inside)
 
     scale = jnp.ones_like(edges[..., :1], dtype)
     if antialias:
@@ -163,23 +164,21 @@ def unclamped(
     return rows._replace(scale=scale[0]), columns._replace(scale=scale[1])
 
 
-def _moving(
+def _moving_axes(
     edges: Array, lattices: tuple[Lattice, Lattice], index: Light, fraction: Light, inside: Light, moves: Light
 ) -> tuple[Axis, Axis]:
-    """The samples along each axis, of tables of both; fractions have the derivative of the position where it moves.
+    """The samples along each axis, of tables of both; where they move with the box, fractions have that derivative.
 
     Where one axis has fewer samples, to each alone: else the transpose of taking them apart would pad that axis, and
     XLA on CPUs reads beyond the end of what it pads (seen with jaxlib 0.10.2 and 0.12.0.1, as a segmentation fault).
     """
     if len({np.shape(lattice.to_stop)[1] for lattice in lattices}) == 1:
-        moved = in_memory(_moved(fraction, edges, _joined(lattices), moves).array)
-        return _apart(lattices, index, Light(moved), inside)
-    axes = []
-    for i, lattice in enumerate(lattices):
-        *own, own_moves = (table[i, :, : np.shape(lattice.to_stop)[1]] for table in (index, fraction, inside, moves))
-        own[1] = _moved(own[1], edges[i], lattice, own_moves)
-        axes.append(Axis(*(table.array for table in own)))
-    return axes[0], axes[1]
+        return _axes(_apart(lattices, index, _moved(fraction, edges, _joined(lattices), moves), inside))
+    each = zip(_apart(lattices, index, fraction, inside, moves), edges, lattices, strict=True)
+    return _axes(
+        (index, _moved(fraction, edges, lattice, moves), inside)
+        for (index, fraction, inside, moves), edges, lattice in each
+    )
 
 
 def _moved(fraction: Light, edges: Array, lattice: Any, moves: Light) -> Light:
@@ -194,7 +193,8 @@ def _moved(fraction: Light, edges: Array, lattice: Any, moves: Light) -> Light:
         Light(jnp.asarray(weight * lattice.scale, zeros.dtype)) / jnp.asarray(lattice.steps, zeros.dtype)
         for weight in (lattice.to_start, lattice.to_stop)
     )
-    return fraction + where(moves, zeros[..., :1] * of_start + zeros[..., 1:] * of_stop, 0)
+    moved = fraction + where(moves, zeros[..., :1] * of_start + zeros[..., 1:] * of_stop, 0)
+    return Light(in_memory(moved.array))
 
 
 def _edges(boxes: Array) -> Array:
@@ -218,11 +218,14 @@ def _stacked(along_rows: Integers, along_columns: Integers) -> Any:
     return xp.stack(xp.broadcast_arrays(*pair))
 
 
-def _apart(lattices: tuple[Lattice, Lattice], *tables: Light) -> tuple[Axis, Axis]:
-    rows, columns = (
-        Axis(*(table.array[i, :, : np.shape(lattice.to_stop)[1]] for table in tables))
-        for i, lattice in enumerate(lattices)
-    )
+def _apart(lattices: tuple[Lattice, Lattice], *tables: Light) -> Iterator[list[Light]]:
+    """For each axis its own of tables of both."""
+    for i, lattice in enumerate(lattices):
+        yield [table[i, :, : np.shape(lattice.to_stop)[1]] for table in tables]
+
+
+def _axes(parts: Iterable[Sequence[Light]]) -> tuple[Axis, Axis]:
+    rows, columns = (Axis(*(table.array for table in tables)) for tables in parts)
     return rows, columns
 
 

@@ -9,6 +9,8 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array, lax
 
+from jax_crop._light import Light, bitcast
+
 
 def stored(array: Array, dtype: Any = jnp.uint16) -> Array:
     """bfloat16 as integers of 16 bits, or what else there is as it is."""
@@ -24,5 +26,5 @@ def converted(array: Array, stored_from: Any, dtype: Any) -> Array:
     """A part of what was `stored` from one dtype, in another: bfloat16 is the first half of a float32."""
     if stored_from == jnp.bfloat16:
         wide = jnp.uint32 if array.dtype == jnp.uint16 else jnp.int32
-        array = lax.bitcast_convert_type(lax.convert_element_type(array, wide) << jnp.asarray(16, wide), jnp.float32)
+        array = bitcast(Light(array).astype(wide) << 16, jnp.float32).array
     return array.astype(dtype)

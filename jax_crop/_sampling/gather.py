@@ -305,10 +305,11 @@ def _lerp(values: list[Array], weight: Array, finite: bool) -> Array:
 
 
 def _pixels(scheme: Scheme, image: Array, k: int, rows: Array, columns: Array) -> Array:
-    """The pixels at each of ``[N, h]`` rows, those k of windows, and ``[N, w]`` columns: ``[N, h, w, C]``.
+    """The pixels at each of ``[N, h]`` rows and ``[N, w]`` columns: ``[N, h, w, C]``, in the type of interpolation.
 
-    Of bfloat16, the first and the second row of windows are read as other integers (`bits`): XLA on CPUs fuses what is
-    read at up to 15 places (`xla/service/fusion_node_indexing_evaluation.cc`); four samples read 16 pixels.
+    ``k`` says which row of a sample's window the rows are, the first or the second. Of bfloat16, these are read as
+    integers of two types (`bits`): XLA on CPUs fuses what is read at up to 15 places, and holds it otherwise
+    (`xla/service/fusion_node_indexing_evaluation.cc`); four samples read 16 pixels.
     """
     dtype, (height, width, channels) = image.dtype, image.shape
     image = stored(image, (jnp.uint16, jnp.int16)[k])

@@ -49,8 +49,8 @@ def _sinc(x: Array) -> Array:
     rest = x - nearest  # exact, so that whole numbers give 0
     sign = 1 - 2 * (nearest - 2 * jnp.floor(nearest / 2))
     square = (math.pi * rest) * (math.pi * rest)
-    series = 0.0  # Taylor's, up to pi / 2 to the precision of float64
-    for k in reversed(range(12)):
+    series = 0.0  # Taylor's, up to pi / 2 to the type's precision, slopes included
+    for k in reversed(range(12 if x.dtype == jnp.float64 else 8)):
         series = series * square + (-1) ** k / math.factorial(2 * k + 1)
     return jnp.where(nearest == 0, series, series * sign * rest / jnp.where(nearest == 0, 1, x))
 

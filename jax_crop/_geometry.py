@@ -7,6 +7,7 @@ columns are independent, so that tables of shape ``[N, n]`` per axis are all tha
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
@@ -76,18 +77,17 @@ def bins(size: Integers, most_pixels: int, bins: int, samples: Integers, most: i
 
 
 class Axis(NamedTuple):
-    """Samples along one axis, ``[N, n]`` each: between pixels ``index`` and ``index + 1``, at ``fraction`` of the way.
+    """Samples along one axis, ``[N, n]`` each: ``fraction`` of the way, below 1, from pixel ``index`` to the next one.
 
-    ``index`` is at most the last pixel but one, and the fraction 1 on the last pixel: so the two pixels also give the
-    slope there. Of a single pixel, fraction is 0.
-
-    Of `unclamped`, ``index`` is any pixel, also the one before the first, and the fraction below 1; ``scale`` is how
+    On the last pixel, whose slope is that toward the inside, ``on_last`` is true; of a single pixel, it is not, nor
+    where no slope is asked for. Of `unclamped`, ``index`` is any pixel, also the one before the first; ``scale`` is how
     much interpolation kernels are stretched, ``[N, 1]``.
     """
 
     index: Array  # type: ignore[assignment]  # which is a method of tuples, of no use here
     fraction: Array
     inside: Array
+    on_last: Any = None
     scale: Any = None
 
 
@@ -113,13 +113,13 @@ def locate(
 
     # Beyond the centres of the first and the last pixel the position is clamped to them. A single pixel has no slope.
     last = Light(jnp.asarray(_stacked(*size))) - 1
-    moves = inside & (index >= 0) & ((index < last) | ((index == last) & on_pixel & (last > 0)))
-    before_last = maximum(last - 1, 0)
-    fraction = where(index < 0, 0, where(index < last, fraction, (last - before_last).astype(fraction.dtype)))
-    index = minimum(maximum(index, 0), before_last)
-    code = index << 1 | moves.astype(jnp.int32)
-    code, inside, fraction = in_one_loop(code, inside, fraction.astype(dtype))
-    return _moving_axes(edges, lattices, code >> 1, fraction, inside, moves=(code & 1) > 0)
+    between = (index >= 0) & (index < last)
+    moves = inside & (between | ((index == last) & on_pixel & (last > 0)))
+    on_last = (index >= last) & (last > 0)
+    code = minimum(maximum(index, 0), last) << 2 | moves.astype(jnp.int32) << 1 | on_last.astype(jnp.int32)
+    code, inside, fraction = in_one_loop(code, inside, where(between, fraction, 0).astype(dtype))
+    samples = code >> 2, fraction, inside, (code & 1) > 0
+    return _moving_axes(edges, lattices, samples, moves=(code & 2) > 0)
 
 
 def nearest(
@@ -151,7 +151,7 @@ def unclamped(
     edges, lattice = _edges(boxes), _joined(lattices)
     index, fraction, _, inside = _place(edges, lattice, dtype)
     index, inside, fraction = in_one_loop(index + 1, inside, fraction.astype(dtype))
-    rows, columns = _moving_axes(edges, lattices, index - 1, fraction, inside, moves=inside)
+    rows, columns = _moving_axes(edges, lattices, (index - 1, fraction, inside), moves=inside)
 
     scale = jnp.ones_like(edges[..., :1], dtype)
     if antialias:
@@ -165,36 +165,49 @@ def unclamped(
 
 
 def _moving_axes(
-    edges: Array, lattices: tuple[Lattice, Lattice], index: Light, fraction: Light, inside: Light, moves: Light
+    edges: Array, lattices: tuple[Lattice, Lattice], samples: tuple[Light, ...], moves: Light
 ) -> tuple[Axis, Axis]:
     """The samples along each axis, of tables of both; where they move with the box, fractions have that derivative.
 
     Where one axis has fewer samples, to each alone: else the transpose of taking them apart would pad that axis, and
     XLA on CPUs reads beyond the end of what it pads (seen with jaxlib 0.10.2 and 0.12.0.1, as a segmentation fault).
     """
+    index, fraction, *others = samples
     if len({np.shape(lattice.to_stop)[1] for lattice in lattices}) == 1:
-        return _axes(_apart(lattices, index, _moved(fraction, edges, _joined(lattices), moves), inside))
-    each = zip(_apart(lattices, index, fraction, inside, moves), edges, lattices, strict=True)
+        return _axes(_apart(lattices, index, _moving(fraction, edges, _joined(lattices), moves), *others))
+    each = zip(_apart(lattices, moves, *samples), edges, lattices, strict=True)
     return _axes(
-        (index, _moved(fraction, edges, lattice, moves), inside)
-        for (index, fraction, inside, moves), edges, lattice in each
+        (index, _moving(fraction, edges, lattice, moves), *others)
+        for (moves, index, fraction, *others), edges, lattice in each
     )
 
 
-def _moved(fraction: Light, edges: Array, lattice: Any, moves: Light) -> Light:
-    """The same fractions, with the derivative of the position where it moves with the box.
-
-    The position is linear in the box: this adds a term that is 0, with the position's slope. (A rule of `custom_jvp`
-    would say the same, but before JAX 0.11 `lax.scan` forgets it in derivatives of derivatives.)
-    """
-    finite = where(is_finite(Light(edges)), edges, 0)
-    zeros = (finite - lax.stop_gradient(finite.array)).astype(fraction.dtype)
+def _moving(fraction: Light, edges: Array, lattice: Any, moves: Light) -> Light:
+    """The same fractions, with the derivative of the position where it moves with the box."""
     of_start, of_stop = (
-        Light(jnp.asarray(weight * lattice.scale, zeros.dtype)) / jnp.asarray(lattice.steps, zeros.dtype)
+        Light(jnp.asarray(weight * lattice.scale, fraction.dtype)) / jnp.asarray(lattice.steps, fraction.dtype)
         for weight in (lattice.to_start, lattice.to_stop)
     )
-    moved = fraction + where(moves, zeros[..., :1] * of_start + zeros[..., 1:] * of_stop, 0)
-    return Light(in_memory(moved.array))
+    return Light(_with_slope(fraction.array, edges, of_start.array, of_stop.array, moves.array))
+
+
+@jax.custom_jvp
+def _with_slope(fraction: Array, edges: Array, of_start: Array, of_stop: Array, moves: Array) -> Array:
+    return fraction
+
+
+@_with_slope.defjvp
+def _(primals: tuple[Array, ...], tangents: tuple[Any, ...]) -> tuple[Array, Array]:
+    # As a term that is 0 and linear in the box: before JAX 0.11, `lax.scan` forgets rules in derivatives of these.
+    fraction, edges, of_start, of_stop, moves = map(Light, primals)
+
+    def moved(edges: Array) -> Array:
+        finite = where(is_finite(Light(edges)), edges, 0)
+        zeros = (finite - lax.stop_gradient(finite.array)).astype(fraction.dtype)
+        slope = where(moves, zeros[..., :1] * of_start + zeros[..., 1:] * of_stop, 0)
+        return in_memory((fraction + slope).array)
+
+    return jax.jvp(moved, (edges.array,), tangents[1:2])
 
 
 def _edges(boxes: Array) -> Array:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 import jax_crop
 from jax_crop import _geometry
+from jax_crop._sampling.tables import windowed
 from tests import oracle
 from tests.conftest import EACH, OPTIMIZED, jax_config
 from tests.lattices import of_all_sizes
@@ -28,11 +29,12 @@ lattices = pytest.mark.parametrize("lattice", LATTICES)
 
 
 def pixels_and_fractions(start, stop, size, n, lattice):
-    """Of the samples: the pixel below, the fraction, the nearest pixel, and whether inside, ``[N, n]`` each."""
+    """Of the samples: the first of two pixels, the fraction, the nearest pixel, and whether inside, ``[N, n]`` each."""
     boxes = jnp.stack([start, start, stop, stop], axis=1)
     lattices = (LATTICES[lattice](size, n),) * 2
     linear, _ = _geometry.locate(boxes, (size, size), lattices, start.dtype)
     nearest, _ = _geometry.nearest(boxes, (size, size), lattices, start.dtype)
+    linear = windowed(linear)
     return linear.index, linear.fraction, nearest.index, linear.inside, nearest.inside
 
 
@@ -178,7 +180,7 @@ def test_whole_image_boxes(height):
     sizes = height, 65 - height
     lattices = tuple(of_all_sizes(_geometry.corners, size, 64) for size in sizes)
     boxes = np.array([[0, 0, 1, 1]], np.float32)
-    axes = jax.jit(lambda boxes: _geometry.locate(boxes, sizes, lattices, jnp.float32))(boxes)
+    axes = jax.jit(lambda boxes: [*map(windowed, _geometry.locate(boxes, sizes, lattices, jnp.float32))])(boxes)
     for size, axis in zip(sizes, axes, strict=True):
         positions = [
             Fraction(a * (size - 1), n - 1) if n > 1 else Fraction(size - 1, 2) for n in range(1, 65) for a in range(n)

@@ -187,8 +187,8 @@ def _prepared(
 
 
 def _taps(kernel: Kernel, axis: Axis, size: int) -> Array:
-    index, fraction, inside, scale = axis
-    radius = jnp.minimum(kernel.radius * scale, 2.0**30)
+    index, fraction, inside = axis[:3]
+    radius = jnp.minimum(kernel.radius * axis.scale, 2.0**30)
     first = jnp.maximum(index - jnp.floor(radius - fraction).astype(jnp.int32), 0)
     after = jnp.minimum(index + jnp.floor(radius + fraction).astype(jnp.int32) + 1, size)
     return jnp.where(inside[..., None], jnp.stack([first, after], axis=-1), 0)

@@ -22,7 +22,7 @@ from jax_crop._geometry import Axis
 from jax_crop._light import Light, where
 from jax_crop._sampling.bits import converted, stored
 from jax_crop._sampling.meshes import zeros
-from jax_crop._sampling.tables import Samples, Scheme, Taps, Term, each_group, inside, taps, total
+from jax_crop._sampling.tables import Samples, Scheme, Taps, Term, each_group, inside, taps, total, windowed
 
 # Unrolled samples of a bin are fused into one pass; more would make the program grow.
 _UNROLLED = 4
@@ -36,7 +36,8 @@ def values(scheme: Scheme, images: Sequence[Array], samples: Samples) -> Array:
 def _values(scheme: Scheme, images: Sequence[Array], samples: Samples) -> Array:
     image, samples = _stacked(scheme, images, samples)
     samples, one = _without_an_axis_of_one_box(samples)
-    (rows,), (columns,) = (_in_memory(axis, [axis.fraction]) for axis in map(_from_first, samples[:2]))
+    (rows,) = _in_memory(samples.rows, [samples.rows.fraction])  # with the image in their indices
+    columns = lax.optimization_barrier(samples.columns)  # in memory: on CPUs they are
     fill: ArrayLike = 0 if samples.fill is None else samples.fill[..., None, None, :]
 
     def value(rows: Axis, columns: Axis) -> Array:
@@ -58,7 +59,8 @@ def _crops(scheme: Scheme, orders: Any, images: Sequence[Array], of_terms: Seque
     places, one = _without_an_axis_of_one_box(places)
     of_axes = zip(*(_without_an_axis_of_one_box(samples)[0][:2] for samples in of_terms), strict=True)
     rows, columns = (  # all of the same places
-        _in_memory(axis, [term.fraction for term in terms]) for axis, terms in zip(places[:2], of_axes, strict=True)
+        _in_memory(windowed(axis), [windowed(*of_term).fraction for of_term in zip(terms, orders, strict=True)])
+        for axis, terms, orders in zip(places[:2], of_axes, zip(*orders, strict=True), strict=True)
     )
 
     def value(rows: list[Axis], columns: list[Axis]) -> Array:
@@ -266,15 +268,6 @@ def _in_memory(axis: Axis, fractions: Sequence[Array]) -> list[Axis]:
     index, inside, first, *others = lax.optimization_barrier((axis.index, axis.inside, *fractions))
     index, inside, first = (light.array for light in in_one_loop(*map(Light, (index, inside, first))))
     return [Axis(index, fraction, inside) for fraction in (first, *in_memory(others))]
-
-
-def _from_first(axis: Axis) -> Axis:
-    """The same, with fractions in [0, 1): of a sample on a pixel, that is the first, and no other has to be read."""
-    index, fraction = Light(axis.index), Light(axis.fraction)
-    on_second = fraction == 1
-    return axis._replace(
-        index=(index + on_second.astype(jnp.int32)).array, fraction=where(on_second, 0, fraction).array
-    )
 
 
 def _interpolate(scheme: Scheme, image: Array, rows: Axis, columns: Axis) -> Array:

@@ -153,13 +153,26 @@ class Term(NamedTuple):
         return rows, columns
 
 
+def windowed(axis: Axis, order: int = 0) -> Axis:
+    """The same samples between two pixels of the image each: one on the last is at the fraction 1 of the last two.
+
+    Of the derivative, order 1, fractions are how far samples move, and stay.
+    """
+    if axis.on_last is None:
+        return axis
+    on_last, fraction = Light(axis.on_last), Light(axis.fraction)
+    index = Light(axis.index) - on_last.astype(jnp.int32)
+    fraction = fraction if order else fraction + on_last.astype(fraction.dtype)
+    return Axis(index.array, fraction.array, axis.inside)
+
+
 def taps(axis: Axis, count: int, order: int) -> Taps:
     """Of ``count`` pixels, for linear interpolation or its derivative."""
-    f = axis.fraction
+    index, f, inside, *_ = windowed(axis, order)
     if count == 1:
-        return Taps(axis.index, [lax.full_like(f, 1 - order)], axis.inside)
+        return Taps(index, [lax.full_like(f, 1 - order)], inside)
     first = lax.neg(f) if order else (1 - Light(f)).array
-    return Taps(axis.index, [first, f], axis.inside)
+    return Taps(index, [first, f], inside)
 
 
 def each_group(program: Callable[..., Any]) -> Callable[..., Any]:

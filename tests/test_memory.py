@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks import memory
-from benchmarks.cases import Case
+from benchmarks.cases import Case, abstract
 from benchmarks.forms import BATCH, BOXES, FORWARD, HVP, JVP_BOXES
 from benchmarks.peers import ours
 from jax_crop import crop_and_resize
@@ -72,6 +72,22 @@ def test_bfloat16_crops_of_several_samples_are_gathered():
     program = memory.compile_program(functools.partial(ours, case), case, FORWARD)
     assert "xla_cpu_small_call" not in program.as_text()
     assert memory.largest_buffer(program) == case.crops_bytes
+
+
+@pytest.mark.parametrize("loss", [jnp.mean, lambda crops: jnp.mean((crops - 0.5) ** 2)], ids=["mean", "squares"])
+@pytest.mark.parametrize("strides", [(), (4,)], ids=["crop", "ROIAlign"])
+def test_a_loss_holds_crops_and_not_what_they_are_made_of(strides, loss):
+    """Which is 4 pixels of each sample, and 4 samples of a bin."""
+    case = Case(((2, 64, 64, 64),), 256, (14, 14), strides=strides)
+    data = abstract(case)
+
+    def of_crops(image, boxes, box_indices):
+        return loss(ours(case, [image], boxes, box_indices))
+
+    arguments = data.maps[0], data.boxes, data.box_indices
+    for function, crops in ((of_crops, 1), (jax.value_and_grad(of_crops, (0, 1)), 3)):
+        temporaries = jax.jit(function).lower(*arguments).compile().memory_analysis().temp_size_in_bytes
+        assert temporaries <= crops * case.crops_bytes + 2**21
 
 
 def test_crops_of_several_calls_are_not_copied():

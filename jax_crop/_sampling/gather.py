@@ -30,7 +30,9 @@ _UNROLLED = 4
 
 def values(scheme: Scheme, images: Sequence[Array], samples: Samples) -> Array:
     """Crops ``[G, N, h, w, C]`` in the scheme's dtype."""
-    return each_group(functools.partial(_values, scheme))(tuple(images), samples)
+    crops = each_group(functools.partial(_values, scheme))(tuple(images), samples)
+    # A sum of samples is in memory: where crops have several uses, or are summed, XLA on CPUs would hold the samples.
+    return crops if scheme.samples == (1, 1) else in_memory(crops)
 
 
 def _values(scheme: Scheme, images: Sequence[Array], samples: Samples) -> Array:

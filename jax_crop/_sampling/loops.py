@@ -4,6 +4,9 @@ XLA would run a loop as a program of its own for each step, and a scatter or a s
 memory; and one gather for all maps of a pyramid needs them stacked, a copy. But a call that is marked as small
 (`_calls.small`) is compiled as a whole, to machine code that adds in place.
 
+What is gathered, too, is in memory as crops: where these are used more than once, as between the passes of a gradient,
+XLA would hold each pixel that they are made of instead.
+
 All groups' images lie one below the other, and rows of pixels have one address among them all; so all call forms, and
 all their mapped forms, run the same loops.
 """
@@ -16,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jax_crop._calls import small
+from jax_crop._calls import in_memory, small
 from jax_crop._sampling import gather
 from jax_crop._sampling.bits import restored, stored
 from jax_crop._sampling.meshes import zeros
@@ -26,16 +29,16 @@ from jax_crop._sampling.tables import Samples, Scheme, Taps, Term, flat, items_o
 
 def values(scheme: Scheme, images: Sequence[Array], samples: Samples) -> Array:
     """As `gather.values`, to the bit; that uses all cores, where it holds no image. Where it does, there is no fill."""
-    if not gather_holds(scheme, images):
-        return gather.values(scheme, images, samples)
-    return _crops(scheme, images, [Term(samples)], _interpolated)
+    if gather_holds(scheme, images):
+        return _crops(scheme, images, [Term(samples)], _interpolated)
+    return in_memory(gather.values(scheme, images, samples))
 
 
 def crops(scheme: Scheme, images: Sequence[Array], terms: Sequence[Term]) -> Array:
     """As `gather.crops`, which uses all cores, where that holds no image."""
-    return (
-        _crops(scheme, images, terms, _weighed) if gather_holds(scheme, images) else gather.crops(scheme, images, terms)
-    )
+    if gather_holds(scheme, images):
+        return _crops(scheme, images, terms, _weighed)
+    return in_memory(gather.crops(scheme, images, terms).astype(scheme.dtype))
 
 
 def gather_holds(scheme: Scheme, images: Sequence[Array]) -> bool:

@@ -4,8 +4,8 @@ XLA would run a loop as a program of its own for each step, and a scatter or a s
 memory; and one gather for all maps of a pyramid needs them stacked, a copy. But a call that is marked as small
 (`_calls.small`) is compiled as a whole, to machine code that adds in place.
 
-What is gathered, too, is in memory as crops: where these are used more than once, as between the passes of a gradient,
-XLA would hold each pixel that they are made of instead.
+Crops that are gathered for a gradient are in memory, too: they are used in both of its passes, and XLA would hold each
+pixel that they are made of instead. How crops move is better fused with what follows, as Hessian-vector products do.
 
 All groups' images lie one below the other, and rows of pixels have one address among them all; so all call forms, and
 all their mapped forms, run the same loops.
@@ -36,9 +36,9 @@ def values(scheme: Scheme, images: Sequence[Array], samples: Samples) -> Array:
 
 def crops(scheme: Scheme, images: Sequence[Array], terms: Sequence[Term]) -> Array:
     """As `gather.crops`, which uses all cores, where that holds no image."""
-    if gather_holds(scheme, images):
-        return _crops(scheme, images, terms, _weighed)
-    return in_memory(gather.crops(scheme, images, terms).astype(scheme.dtype))
+    return (
+        _crops(scheme, images, terms, _weighed) if gather_holds(scheme, images) else gather.crops(scheme, images, terms)
+    )
 
 
 def gather_holds(scheme: Scheme, images: Sequence[Array]) -> bool:

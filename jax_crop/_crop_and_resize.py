@@ -96,7 +96,7 @@ def crop_and_resize(
     boxes = _arguments.normalized(boxes)
     box_indices = _arguments.box_indices(box_indices, image.shape, boxes.shape)
     crop_size = _arguments.size("crop_size", crop_size)
-    _arguments.extent("crop_size", crop_size, image.shape[-3:-1], 2**29)
+    _arguments.extent("crop_size", crop_size, image.shape[-3:-1], 2**30)
     method = _arguments.choice("method", method, ("nearest", *KERNELS))
     antialias = _arguments.flag("antialias", antialias)
     if antialias and method == "nearest":

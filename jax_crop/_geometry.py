@@ -115,11 +115,11 @@ def locate(
     last = Light(jnp.asarray(_stacked(*size))) - 1
     between = (index >= 0) & (index < last)
     moves = inside & (between | ((index == last) & on_pixel & (last > 0)))
-    on_last = (index >= last) & (last > 0)
-    code = minimum(maximum(index, 0), last) << 2 | moves.astype(jnp.int32) << 1 | on_last.astype(jnp.int32)
+    code = minimum(maximum(index, 0), last) << 1 | moves.astype(jnp.int32)
     code, inside, fraction = in_one_loop(code, inside, where(between, fraction, 0).astype(dtype))
-    samples = code >> 2, fraction, inside, (code & 1) > 0
-    return _moving_axes(edges, lattices, samples, moves=(code & 2) > 0)
+    index = code >> 1
+    on_last = (index == last) & (last > 0)
+    return _moving_axes(edges, lattices, (index, fraction, inside, on_last), moves=(code & 1) > 0)
 
 
 def nearest(
@@ -198,7 +198,8 @@ def _with_slope(fraction: Array, edges: Array, of_start: Array, of_stop: Array, 
 
 @_with_slope.defjvp
 def _(primals: tuple[Array, ...], tangents: tuple[Any, ...]) -> tuple[Array, Array]:
-    # As a term that is 0 and linear in the box: before JAX 0.11, `lax.scan` forgets rules in derivatives of these.
+    # The position is linear in the box. Its slope is that of a term which is 0, so that what is returned can be derived
+    # again without this rule, which before JAX 0.11 `lax.scan` forgets in derivatives of derivatives.
     fraction, edges, of_start, of_stop, moves = map(Light, primals)
 
     def moved(edges: Array) -> Array:

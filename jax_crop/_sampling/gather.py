@@ -28,11 +28,14 @@ from jax_crop._sampling.tables import Samples, Scheme, Taps, Term, each_group, i
 _UNROLLED = 4
 
 
-def values(scheme: Scheme, images: Sequence[Array], samples: Samples) -> Array:
-    """Crops ``[G, N, h, w, C]`` in the scheme's dtype."""
+def values(scheme: Scheme, images: Sequence[Array], samples: Samples, *, used_again: bool = False) -> Array:
+    """Crops ``[G, N, h, w, C]`` in the scheme's dtype.
+
+    In memory if they will be used again, or are sums of samples: XLA on CPUs would hold each pixel that was gathered
+    where crops have several uses, and the samples also where crops are summed.
+    """
     crops = each_group(functools.partial(_values, scheme))(tuple(images), samples)
-    # A sum of samples is in memory: where crops have several uses, or are summed, XLA on CPUs would hold the samples.
-    return crops if scheme.samples == (1, 1) else in_memory(crops)
+    return in_memory(crops) if used_again or scheme.samples != (1, 1) else crops
 
 
 def _values(scheme: Scheme, images: Sequence[Array], samples: Samples) -> Array:

@@ -4,9 +4,6 @@ XLA would run a loop as a program of its own for each step, and a scatter or a s
 memory; and one gather for all maps of a pyramid needs them stacked, a copy. But a call that is marked as small
 (`_calls.small`) is compiled as a whole, to machine code that adds in place.
 
-Crops that are gathered for a gradient are in memory, too: they are used in both of its passes, and XLA would hold each
-pixel that they are made of instead. How crops move is better fused with what follows, as Hessian-vector products do.
-
 All groups' images lie one below the other, and rows of pixels have one address among them all; so all call forms, and
 all their mapped forms, run the same loops.
 """
@@ -19,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jax_crop._calls import in_memory, small
+from jax_crop._calls import small
 from jax_crop._sampling import gather
 from jax_crop._sampling.bits import restored, stored
 from jax_crop._sampling.meshes import zeros
@@ -31,11 +28,14 @@ def values(scheme: Scheme, images: Sequence[Array], samples: Samples) -> Array:
     """As `gather.values`, to the bit; that uses all cores, where it holds no image. Where it does, there is no fill."""
     if gather_holds(scheme, images):
         return _crops(scheme, images, [Term(samples)], _interpolated)
-    return in_memory(gather.values(scheme, images, samples))
+    return gather.values(scheme, images, samples, used_again=True)  # in both passes of a gradient
 
 
 def crops(scheme: Scheme, images: Sequence[Array], terms: Sequence[Term]) -> Array:
-    """As `gather.crops`, which uses all cores, where that holds no image."""
+    """As `gather.crops`, which uses all cores, where that holds no image.
+
+    Not in memory, as values are: fused with what follows, a Hessian-vector product holds two sets of crops, not four.
+    """
     return (
         _crops(scheme, images, terms, _weighed) if gather_holds(scheme, images) else gather.crops(scheme, images, terms)
     )

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.experimental.xla_metadata import set_xla_metadata
 
-from jax_crop._light import Light, bitcast, unsigned_shift
+from jax_crop._light import Light, bitcast, maximum, where
 
 
 def call(function: Callable[..., Any], *arguments: Any) -> Any:
@@ -34,7 +34,7 @@ def _same(tables: Any) -> Any:
 
 
 def in_one_loop(integers: Light, flags: Light, floats: Light) -> tuple[Light, Light, Light]:
-    """The same natural numbers, flags and floats; on a CPU in memory, and computed together.
+    """The same natural numbers where flags are true, flags, and floats; on a CPU in memory, and computed together.
 
     A loop of XLA's has one result. Complex numbers have two parts, of any bits.
     """
@@ -47,10 +47,10 @@ def in_one_loop(integers: Light, flags: Light, floats: Light) -> tuple[Light, Li
 
 def _as_complex(integers: Array, flags: Array, floats: Array) -> tuple[Array, Array, Array]:
     word = jnp.int32 if floats.dtype == jnp.float32 else jnp.int64
-    code = Light(integers) << 1 | Light(flags).astype(jnp.int32)
-    pairs = call(_same, lax.complex(bitcast(code.astype(word), floats.dtype).array, floats))
-    code = bitcast(Light(lax.real(pairs)), word).astype(jnp.int32)
-    return unsigned_shift(code, 1).array, ((code & 1) > 0).array, lax.imag(pairs)
+    code = where(flags, Light(integers).astype(word), jnp.iinfo(word).min)
+    pairs = call(_same, lax.complex(bitcast(code, floats.dtype).array, floats))
+    code = bitcast(Light(lax.real(pairs)), word)
+    return maximum(code, 0).astype(jnp.int32).array, (code >= 0).array, lax.imag(pairs)
 
 
 def small(function: Callable[..., Any], *arguments: Any) -> Any:

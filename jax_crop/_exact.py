@@ -15,7 +15,6 @@ The exponents of floats span hundreds of bits, of which the digits show a window
 """
 
 import functools
-import operator
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -24,7 +23,7 @@ from jax import Array, lax
 from jax.typing import DTypeLike
 
 from jax_crop._calls import in_memory
-from jax_crop._light import Light, absolute, bitcast, clip, maximum, rounded, unsigned_shift, where
+from jax_crop._light import Light, absolute, bitcast, clip, floor, maximum, minimum, unsigned_shift, where
 
 Integers = int | np.ndarray | Array
 
@@ -81,26 +80,22 @@ class Window(NamedTuple):
 class Number(NamedTuple):
     """``whole + rest``, where ``0 <= rest < 1``; ``is_whole`` says whether the rest is 0.
 
-    ``whole`` is int32; a number beyond its range has the last one in that direction. Of the rest, only what a float
-    rounds is lost. Where floats were not finite, ``exists`` is false.
+    A whole number beyond the range of its type is near the last one in that direction; so is that of floats that are
+    not finite, in the positive direction. Of the rest, only what a float rounds is lost.
     """
 
     whole: Light
     rest: Light
     is_whole: Light
-    exists: Light
 
 
-def weighted_sums(
-    values: Array, weights: np.ndarray | Array, steps: Integers, scale: np.ndarray, window: Window
-) -> Number:
+def weighted_sums(values: Array, weights: np.ndarray | Array, scale: np.ndarray, window: Window) -> Number:
     """``(a * p + b * q) * scale`` of floats a and b and natural numbers p and q.
 
     Args:
         values: ``[K, N, 2]``, a and b.
         weights: ``[K, 1 or N, 2, n]``, p and q. With a weight of 0, which has to be known while tracing, any finite
             float takes no part.
-        steps: ``[K, 1 or N, 1 or n]``, p + q.
         scale: ``[K, 1, 1]``.
         window: see `Window`.
 
@@ -112,26 +107,35 @@ def weighted_sums(
         alone = np.any(weights == 0, axis=2, keepdims=True)
         weights = np.concatenate([np.where(alone, 0, weights), np.where(alone, weights, 0)], axis=2)
     # Not computed anew for each sample of a box.
-    table = in_memory(_table(Light(values), weights.shape[2] > 2, scale, window).array)
-    products = Light(table[..., None]) * jnp.asarray(weights, window.dtype)[:, :, None]
+    table = in_memory(_table(Light(values), weights.shape[2], scale, window).array)
+    # The last row is of powers, of which each sum has one.
+    xp: Any = np if isinstance(weights, np.ndarray) else jnp
+    counts = (weights != 0) & (np.arange(weights.shape[2]) != 1)[None, None, :, None]
+    is_power = (np.arange(table.shape[2]) == table.shape[2] - 1)[None, None, :, None, None]
+    factors = xp.where(is_power, counts.astype(weights.dtype)[:, :, None], weights[:, :, None])
+    products = Light(table[..., None]) * xp.asarray(factors, window.dtype)
     sums = lax.reduce_sum(products.array, (3,))
-    *digits, raised = (Light(lax.index_in_dim(sums, i, 2, keepdims=False)) for i in range(sums.shape[2]))
-    return _number(digits, raised, steps, window)
+    *digits, power = (Light(lax.index_in_dim(sums, i, 2, keepdims=False)) for i in range(sums.shape[2]))
+    return _number(digits, power, window)
 
 
-def _table(values: Light, alone: bool, scale: np.ndarray, window: Window) -> Light:
+def _table(values: Light, columns: int, scale: np.ndarray, window: Window) -> Light:
     """Of ``values * scale`` the digits from the last on, ``[K, N, d, k]``: ``k`` are a, b, and each of them alone.
 
-    One more row says by which power of two a number was raised into the window, or -1 if there is no number.
+    One more row has the bits of a float, the power of two by which what was raised into the window is moved back.
     """
-    a, b = values[..., None, :1], values[..., None, 1:]
-    column = np.arange(4 if alone else 2)[None, None, None]
+    count = window.below + window.above
+    column = np.arange(columns)[None, None, None]
     is_first = column % 2 == 0
+    shape = (*values.shape[:2], count + 1, columns)
+    a, b = (Light(lax.broadcast_in_dim(values[..., i].array, shape, (0, 1))) for i in (0, 1))
     mantissa, exponent = _decode(where(is_first, a, b), window.dtype)
     _, of_other = _decode(where(is_first, b, a), window.dtype)
     larger = maximum(exponent, of_other)
     top = where(column < 2, larger, exponent)
-    raised = clip(top, window.lowest, window.highest) - top
+    info = jnp.finfo(values.dtype)
+    zero = info.minexp - 1 - info.nmant
+    raised = clip(top, window.lowest - zero, window.highest - zero) - top
 
     last = 8 * window.dtype.itemsize - 1
     beyond = clip(top - window.reach - exponent, 0, last).astype(window.dtype)
@@ -139,66 +143,75 @@ def _table(values: Light, alone: bool, scale: np.ndarray, window: Window) -> Lig
     mantissa = visible | ((visible << beyond) != mantissa).astype(window.dtype)  # rounded to odd
     exponent = maximum(exponent, top - window.reach) + raised
 
-    count = window.below + window.above
-
-    def shifted(row: np.ndarray) -> Light:
-        """What of an integer with sign is from the last bit of a digit on."""
-        place = (row - window.below) * window.bits - exponent
-        shift = clip(absolute(place), 0, last).astype(window.dtype)
+    def shifted(place: Light) -> Light:
+        """What of an integer with sign is from a bit on."""
+        shift = minimum(absolute(place), last).astype(window.dtype)
         return where(place > 0, mantissa >> shift, mantissa << shift)
 
     row = np.arange(count + 1, dtype=np.int32)[None, None, :, None]
     digit = (1 << window.bits) - 1
     mask = np.where(row < count - 1, digit, -1).astype(window.dtype)  # the foremost keeps all that is before it, too
-    digits = shifted(row) & mask
+    place = (row - window.below) * window.bits - zero - exponent
+    digits = shifted(place) & mask
     if np.any(scale != 1):
         scale = scale[..., None].astype(window.dtype)
-        digits = (digits * scale & mask) + unsigned_shift((shifted(row - 1) & digit) * scale, window.bits)
-    info = jnp.finfo(values.dtype)
-    exists = larger < info.maxexp - info.nmant  # else infinite, or NaN
-    raised = where(exists, maximum(raised, 0), -1).astype(window.dtype)  # what was lowered is 0 or far outside
-    return where(row == count, raised, digits)
+        digits = (digits * scale & mask) + unsigned_shift((shifted(place - window.bits) & digit) * scale, window.bits)
+    float_ = _float_of(window)
+    power = ((float_.maxexp - 1) - maximum(raised, 0)).astype(window.dtype) << float_.nmant
+    digits = where(row == count, power, digits)  # what was lowered is 0 or far outside
+    exists = larger < 2 * info.maxexp - 1  # else infinite, or NaN
+    return where(exists, digits, digit)
+
+
+def _float_of(window: Window) -> Any:
+    """What is known of the floats with as many bits as a digit's integer."""
+    return jnp.finfo(jnp.float32 if window.dtype == jnp.int32 else jnp.float64)
 
 
 def _decode(values: Light, dtype: Any) -> tuple[Light, Light]:
-    """Integers: values are ``mantissa * 2^exponent``."""
+    """Integers: of ``mantissa * 2^(exponent + zero)``."""
     info = jnp.finfo(values.dtype)
     bits = bitcast(values, jnp.int32 if info.bits == 32 else jnp.int64)
     exponent = (bits >> info.nmant) & (2 * info.maxexp - 1)
     stored = bits & ((1 << info.nmant) - 1)
     magnitude = where(exponent > 0, stored | (1 << info.nmant), stored)
     mantissa = where(bits < 0, -magnitude, magnitude).astype(dtype)
-    return mantissa, maximum(exponent, 1).astype(jnp.int32) + (info.minexp - 1 - info.nmant)
+    return mantissa, maximum(exponent, 1).astype(jnp.int32)
 
 
-def _number(sums: list[Light], raised: Light, steps: Integers, window: Window) -> Number:
+def _number(sums: list[Light], power: Light, window: Window) -> Number:
     """The number of which these are the digits, from the last on, but for what they have to carry."""
     mask = (1 << window.bits) - 1
-    digits, total = [], sums[0]
+    digits, whole = [], sums[0]
     for following in sums[1:]:
-        digits.append(total & mask)
-        total = following + unsigned_shift(total, window.bits)
+        digits.append(whole & mask)
+        whole = following + unsigned_shift(whole, window.bits)
     most = 1 << (8 * window.dtype.itemsize - 1 - window.bits)
     for digit in digits[: window.below - 1 : -1]:
-        total = clip(total, -most, most - 1) * (1 << window.bits) + digit
-    whole = clip(total, -(2**31), 2**31 - 1).astype(jnp.int32)
+        whole = clip(whole, -most, most - 1) * (1 << window.bits) + digit
 
-    info = jnp.finfo(jnp.float32 if window.dtype == jnp.int32 else jnp.float64)
+    # Digits have less than 127 bits: where one is not 0, neither is the rest, in float32 either.
+    info = _float_of(window)
     place = 2.0**-window.bits
     first, *others = (digit.astype(info.dtype) for digit in digits[: window.below])
     rest = functools.reduce(lambda rest, digit: rest * place + digit, others, first) * place
-    times = rounded(raised.astype(info.dtype) / jnp.asarray(steps, info.dtype)).astype(window.dtype)
-    power = bitcast((info.maxexp - 1 - times) << info.nmant, info.dtype)
-    is_whole = functools.reduce(operator.or_, digits[: window.below]) == 0
-    return Number(whole, rest * power, is_whole, raised >= 0)
+    return Number(whole, rest * bitcast(power, info.dtype), rest == 0)
 
 
 def divide(dividend: Light, divisor: Integers, most: int) -> tuple[Light, Light]:
-    """Quotient and remainder of natural numbers up to ``most``, below 2^31, in operations that vectorise."""
+    """Quotient, rounded down, and remainder of integers up to ``most``, below 2^31, in operations that vectorise."""
     inverse = 1 / Light(jnp.asarray(divisor, jnp.float32))
-    quotient, remainder = dividend * 0, dividend
-    for _ in range(1 if most < 2**22 else 2):  # the quotient is right to 2^-22 of itself, and to 1
-        step = (remainder.astype(jnp.float32) * inverse).astype(jnp.int32)
-        quotient, remainder = quotient + step, remainder - step * divisor
+
+    def nearly(dividend: Light, more: float = 0) -> Light:
+        """The quotient, right to 2^-22 of itself, and to 1."""
+        return floor((dividend.astype(jnp.float32) + more) * inverse).astype(jnp.int32)
+
+    if most < 2**20:  # that is right: half a unit further on, all are further than that from multiples of the divisor
+        quotient = nearly(dividend, 0.5)
+        return quotient, dividend - quotient * divisor
+    quotient = nearly(dividend)
+    remainder = dividend - quotient * divisor
+    step = nearly(remainder)
+    quotient, remainder = quotient + step, remainder - step * divisor
     step = (remainder >= divisor).astype(jnp.int32) - (remainder < 0).astype(jnp.int32)
     return quotient + step, remainder - step * divisor

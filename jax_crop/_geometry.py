@@ -114,12 +114,12 @@ def locate(
     # Beyond the centres of the first and the last pixel the position is clamped to them. A single pixel has no slope.
     last = Light(jnp.asarray(_stacked(*size))) - 1
     between = (index >= 0) & (index < last)
-    moves = inside & (between | ((index == last) & on_pixel & (last > 0)))
+    moves = between | ((index == last) & on_pixel & (last > 0))
     code = minimum(maximum(index, 0), last) << 1 | moves.astype(jnp.int32)
     code, inside, fraction = in_one_loop(code, inside, where(between, fraction, 0).astype(dtype))
     index = code >> 1
     on_last = (index == last) & (last > 0)
-    return _moving_axes(edges, lattices, (index, fraction, inside, on_last), moves=(code & 1) > 0)
+    return _moving_axes(edges, lattices, (index, fraction, inside, on_last), moves=inside & ((code & 1) > 0))
 
 
 def nearest(
@@ -251,12 +251,11 @@ def _place(edges: Array, lattice: Any, dtype: DTypeLike) -> tuple[Light, Light, 
     window = _exact.Window.of(steps, scale, bound, dtype)
     xp: Any = np if isinstance(lattice.to_stop, np.ndarray) else jnp
     weights = xp.stack([lattice.to_start, lattice.to_stop], axis=2)
-    place = _exact.weighted_sums(lax.stop_gradient(edges), weights, lattice.steps, lattice.scale, window)
-    lower, upper = lattice.lower * lattice.scale, lattice.upper * lattice.scale
-    inside = (place.whole >= lower) & ((place.whole < upper) | ((place.whole == upper) & place.is_whole)) & place.exists
+    place = _exact.weighted_sums(lax.stop_gradient(edges), weights, lattice.scale, window)
+    lower, upper = (jnp.asarray(x * lattice.scale, window.dtype) for x in (lattice.lower, lattice.upper))
+    inside = (place.whole >= lower) & (place.whole < upper + place.is_whole.astype(window.dtype))
 
-    # The position in steps, from one pixel before the first, so that it is not negative.
-    position = where(inside, place.whole, 0) + (lattice.half_shift * (lattice.steps // 2) + lattice.steps)
-    index, remainder = _exact.divide(position, lattice.steps, bound * scale + 2 * steps)
-    fraction = (remainder.astype(dtype) + where(inside, place.rest, 0)) / jnp.asarray(lattice.steps, dtype)
-    return index - 1, fraction, (remainder == 0) & place.is_whole, inside
+    position = where(inside, place.whole, 0).astype(jnp.int32) + lattice.half_shift * (lattice.steps // 2)  # in steps
+    index, remainder = _exact.divide(position, lattice.steps, bound * scale + steps)
+    beyond = remainder.astype(dtype) + place.rest
+    return index, beyond / jnp.asarray(lattice.steps, dtype), beyond == 0, inside

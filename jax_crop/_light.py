@@ -6,7 +6,6 @@ names, and with NumPy's broadcasting, but for two things: both sides have as man
 numbers and NumPy's arrays are converted.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any, Union
 
@@ -55,7 +54,7 @@ class Light:
 
 absolute, is_finite = _operator(lax.abs), _operator(lax.is_finite)
 maximum, minimum = _operator(lax.max), _operator(lax.min)
-rounded = _operator(functools.partial(lax.round, rounding_method=lax.RoundingMethod.TO_NEAREST_EVEN))
+floor = _operator(lax.floor)
 clip = _operator(lambda values, least, most: lax.clamp(least, values, most))
 unsigned_shift = _operator(lax.shift_right_logical)
 

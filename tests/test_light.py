@@ -49,7 +49,7 @@ def test_operators_of_one():
     integers, floats = Light(jnp.asarray(INTEGERS)), Light(jnp.asarray(FLOATS))
     assert_is(-integers, -INTEGERS)
     assert_is(_light.absolute(floats), np.abs(FLOATS))
-    assert_is(_light.rounded(floats), np.round(FLOATS))  # halves to even
+    assert_is(_light.floor(floats), np.floor(FLOATS))
     assert_is(_light.is_finite(Light(jnp.asarray([[1.0, jnp.inf, -jnp.inf]]))), np.array([[True, False, False]]))
     assert_is(_light.clip(integers, -1, 5), np.clip(INTEGERS, -1, 5))
     assert_is(_light.maximum(integers, ROWS[0]), np.maximum(INTEGERS, ROWS[0]))

@@ -80,8 +80,8 @@ class Window(NamedTuple):
 class Number(NamedTuple):
     """``whole + rest``, where ``0 <= rest < 1``; ``is_whole`` says whether the rest is 0.
 
-    A whole number beyond the range of its type is near the last one in that direction; so is that of floats that are
-    not finite, in the positive direction. Of the rest, only what a float rounds is lost.
+    A whole number beyond the range of its type is near the last one in that direction. Where a float is not finite, it
+    is far beyond the bound (see `Window.of`). Of the rest, only what a float rounds is lost.
     """
 
     whole: Light
@@ -134,7 +134,7 @@ def _table(values: Light, columns: int, scale: np.ndarray, window: Window) -> Li
     larger = maximum(exponent, of_other)
     top = where(column < 2, larger, exponent)
     info = jnp.finfo(values.dtype)
-    zero = info.minexp - 1 - info.nmant
+    zero = info.minexp - 1 - info.nmant  # from which exponents are counted
     raised = clip(top, window.lowest - zero, window.highest - zero) - top
 
     last = 8 * window.dtype.itemsize - 1
@@ -156,11 +156,11 @@ def _table(values: Light, columns: int, scale: np.ndarray, window: Window) -> Li
     if np.any(scale != 1):
         scale = scale[..., None].astype(window.dtype)
         digits = (digits * scale & mask) + unsigned_shift((shifted(place - window.bits) & digit) * scale, window.bits)
-    float_ = _float_of(window)
-    power = ((float_.maxexp - 1) - maximum(raised, 0)).astype(window.dtype) << float_.nmant
+    wide = _float_of(window)
+    power = ((wide.maxexp - 1) - maximum(raised, 0)).astype(window.dtype) << wide.nmant
     digits = where(row == count, power, digits)  # what was lowered is 0 or far outside
-    exists = larger < 2 * info.maxexp - 1  # else infinite, or NaN
-    return where(exists, digits, digit)
+    is_finite = larger < 2 * info.maxexp - 1
+    return where(is_finite, digits, digit)
 
 
 def _float_of(window: Window) -> Any:
@@ -169,7 +169,7 @@ def _float_of(window: Window) -> Any:
 
 
 def _decode(values: Light, dtype: Any) -> tuple[Light, Light]:
-    """Integers: of ``mantissa * 2^(exponent + zero)``."""
+    """Integers, of which values are ``mantissa * 2^(exponent + zero)``, as in `_table`."""
     info = jnp.finfo(values.dtype)
     bits = bitcast(values, jnp.int32 if info.bits == 32 else jnp.int64)
     exponent = (bits >> info.nmant) & (2 * info.maxexp - 1)
@@ -206,7 +206,7 @@ def divide(dividend: Light, divisor: Integers, most: int) -> tuple[Light, Light]
         """The quotient, right to 2^-22 of itself, and to 1."""
         return floor((dividend.astype(jnp.float32) + more) * inverse).astype(jnp.int32)
 
-    if most < 2**20:  # that is right: half a unit further on, all are further than that from multiples of the divisor
+    if most < 2**20:  # half a unit further on, no dividend is so near to a multiple of the divisor that it is not right
         quotient = nearly(dividend, 0.5)
         return quotient, dividend - quotient * divisor
     quotient = nearly(dividend)

@@ -10,7 +10,7 @@ import jax_crop
 RNG = np.random.default_rng(0)
 IMAGES = RNG.uniform(0, 1, (2, 16, 16, 3)).astype(np.float32)
 BOXES = np.array([[[0.1, 0.2, 0.8, 0.9], [0, 0, 1, 1]], [[0.3, 0.9, 0.8, 0.1], [0, 0.5, 0.5, 1]]], np.float32)
-LABELS = np.array([[0, 1], [1, 0]])
+LABELS = np.array([[0, 1], [1, 0]], np.int32)
 
 
 def cross_entropy(logits):

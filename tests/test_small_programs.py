@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-COUNT = 100 if "CI" in os.environ else 30
+COUNT = 100 if "CI" in os.environ else 20
 
 
 @pytest.mark.parametrize("seed", [0, 1])

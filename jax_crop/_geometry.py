@@ -115,6 +115,7 @@ def locate(
     last = Light(jnp.asarray(_stacked(*size))) - 1
     between = (index >= 0) & (index < last)
     moves = between | ((index == last) & on_pixel & (last > 0))
+    # Kept beside the index, as its last bit: on the first pixel and on the last, the rest does not tell.
     code = minimum(maximum(index, 0), last) << 1 | moves.astype(jnp.int32)
     code, inside, fraction = in_one_loop(code, inside, where(between, fraction, 0).astype(dtype))
     index = code >> 1
@@ -244,7 +245,7 @@ def _axes(parts: Iterable[Sequence[Light]]) -> tuple[Axis, Axis]:
 
 
 def _place(edges: Array, lattice: Any, dtype: DTypeLike) -> tuple[Light, Light, Light, Light]:
-    """Of each sample: the pixel below, the fraction beyond, whether that is exactly 0, whether the sample is inside."""
+    """Of each sample: the pixel below, the fraction beyond, whether that is 0, whether the sample is inside."""
     dtype = jnp.promote_types(edges.dtype, dtype)
     steps, bound = lattice.most
     scale = max(int(np.max(lattice.scale)), 1)
@@ -257,5 +258,5 @@ def _place(edges: Array, lattice: Any, dtype: DTypeLike) -> tuple[Light, Light, 
 
     position = where(inside, place.whole, 0).astype(jnp.int32) + lattice.half_shift * (lattice.steps // 2)  # in steps
     index, remainder = _exact.divide(position, lattice.steps, bound * scale + steps)
-    beyond = remainder.astype(dtype) + place.rest
+    beyond = remainder.astype(dtype) + place.rest  # 0 on a pixel, or so near to the first that no float tells
     return index, beyond / jnp.asarray(lattice.steps, dtype), beyond == 0, inside

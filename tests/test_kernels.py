@@ -361,7 +361,6 @@ def test_slopes_on_pixels_are_those_of_bilinear():
 # A CPU's program
 
 
-@EACH  # one box or several
 @pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize(
     ("size", "crop_size"),

@@ -96,9 +96,7 @@ def assert_same(results, expected):
 def test_modes(name):
     """Strict ones allow the program that there is without them, and its results; others give the same results."""
     without = lowered(name).as_text()
-    # JAX's checks of its own programs take as long as all else, and find in others what they find in these two.
-    checks = name in ("corners", "adaptive")
-    with jax_config(**STRICT | {"jax_enable_checks": checks}):
+    with jax_config(**STRICT):
         strict = lowered(name)
         expected = results_of(strict.compile())
     assert strict.as_text() == without

@@ -36,9 +36,9 @@ def crops(scheme: Scheme, images: Sequence[Array], terms: Sequence[Term]) -> Arr
 
     Not in memory, as values are: fused with what follows, a Hessian-vector product holds two sets of crops, not four.
     """
-    return (
-        _crops(scheme, images, terms, _weighed) if gather_holds(scheme, images) else gather.crops(scheme, images, terms)
-    )
+    if gather_holds(scheme, images):
+        return _crops(scheme, images, terms, _weighed)
+    return gather.crops(scheme, images, terms)
 
 
 def gather_holds(scheme: Scheme, images: Sequence[Array]) -> bool:
